@@ -1,0 +1,309 @@
+"""The bundle: a folder `NAME.reid/` that holds one model and the truth about it.
+
+    manifest.json         what it is, where it comes from, what was measured, and the sha256 of every file
+    model.onnx            float32, pre-processing inside: uint8 n x height x width x 3 RGB in, float32 n x dim out
+    weights.safetensors   the float32 weights under their canonical names, when the architecture is known
+    golden.npz            `crops` and the `embeddings` that the source framework gave for them
+
+A bundle is written whole or not at all, and opened whole or not at all: every file is checked against its hash, the
+manifest against its own.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from reidkit.atomic import output_directory, output_file
+from reidkit.config import from_dict, to_dict
+from reidkit.errors import BundleError, ConfigError, InputError
+from reidkit.types import InputSpec, Task
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.npz"
+SUFFIX = ".reid"
+
+LicenceClass = Literal["permissive", "copyleft", "research-only", "proprietary", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The output of the graph.
+
+    Attributes:
+        dim: width.
+        normalized: whether the graph itself scales every embedding to Euclidean length 1.
+    """
+
+    dim: int
+    normalized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A known network, from which the graph can be built again; None in the manifest for a foreign graph."""
+
+    family: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the weights come from. None where it is not known; nothing is invented.
+
+    Attributes:
+        source: what the bundle was made from (a file name or a run), without its folder.
+        source_sha256: of that file.
+        framework: that gave the golden embeddings, with its version.
+        dataset: trained on.
+        recipe: the training recipe, whole, as plain values.
+        created: ISO 8601, UTC.
+        reidkit: version that wrote the bundle.
+    """
+
+    source: str | None = None
+    source_sha256: str | None = None
+    framework: str | None = None
+    dataset: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    created: str | None = None
+    reidkit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """One measurement: fractions of 1 on one data set under one protocol."""
+
+    dataset: str
+    protocol: str
+    runtime: str
+    rank1: float
+    mAP: float  # noqa: N815 (the field writes it so)
+    mINP: float  # noqa: N815
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The truth about a bundle.
+
+    Attributes:
+        name: short name of the model.
+        task: what it tells apart.
+        input: size, filter and the pre-processing that is inside the graph.
+        embedding: the output.
+        batch: the only batch size that the graph takes, or None where any will do.
+        architecture: the known network, or None for a foreign graph.
+        licence: class of licence of the weights.
+        provenance: where they come from.
+        accuracy: what was measured.
+        files: sha256 by file name, relative to the bundle, with `/`.
+    """
+
+    name: str
+    task: Task
+    input: InputSpec
+    embedding: Embedding
+    batch: int | None = None
+    architecture: Architecture | None = None
+    licence: LicenceClass = "unknown"
+    provenance: Provenance = field(default_factory=Provenance)
+    accuracy: tuple[Accuracy, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Crops and the embeddings that the source framework gave for them: the truth that `verify` holds engines to."""
+
+    crops: UInt8[np.ndarray, "n height width 3"]
+    embeddings: Float32[np.ndarray, "n dim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: every file was there and had its recorded hash."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph."""
+        return self.path / MODEL
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights, or None for a foreign graph."""
+        return self.path / WEIGHTS if WEIGHTS in self.manifest.files else None
+
+    def golden(self) -> Golden:
+        """Reads the golden crops and embeddings.
+
+        Raises:
+            BundleError: the arrays are not there or do not fit the manifest.
+        """
+        file = self.path / GOLDEN
+        spec, dim = self.manifest.input, self.manifest.embedding.dim
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                crops, embeddings = arrays["crops"], arrays["embeddings"]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{file} cannot be read", got=error, expected="arrays crops and embeddings") from error
+        expected = f"uint8 (n, {spec.height}, {spec.width}, 3) and float32 (n, {dim})"
+        if (
+            crops.dtype != np.uint8
+            or crops.shape[1:] != (spec.height, spec.width, 3)
+            or embeddings.dtype != np.float32
+            or embeddings.shape != (len(crops), dim)
+        ):
+            got = f"{crops.dtype} {crops.shape} and {embeddings.dtype} {embeddings.shape}"
+            raise BundleError(f"{file} does not fit the manifest", got=got, expected=expected)
+        return Golden(crops, embeddings)
+
+
+def write_bundle(
+    path: Path | str,
+    manifest: Manifest,
+    *,
+    model: bytes,
+    golden: Golden,
+    weights: bytes | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Writes a bundle, whole or not at all, and opens it.
+
+    Args:
+        path: of the bundle; must end in `.reid`.
+        manifest: its `files` are filled in here.
+        model: the ONNX graph.
+        golden: crops and embeddings of the source framework.
+        weights: a safetensors file, when the architecture is known.
+        overwrite: replace a bundle that is already there.
+
+    Raises:
+        OutputError: the place is taken or cannot be written to, or the disk is full.
+        InputError: the golden arrays do not fit the manifest.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {path.name}{SUFFIX}")
+    if golden.embeddings.shape != (len(golden.crops), manifest.embedding.dim):
+        raise InputError(
+            "The golden embeddings do not fit the manifest",
+            got=golden.embeddings.shape,
+            expected=(len(golden.crops), manifest.embedding.dim),
+        )
+    buffer = io.BytesIO()
+    np.savez(buffer, crops=golden.crops, embeddings=golden.embeddings)
+    files = {MODEL: model, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
+    manifest = replace(manifest, files={name: _sha256(data) for name, data in files.items()})
+    if path.exists() and not (path / MANIFEST).is_file():
+        overwrite = False  # never remove a folder that is no bundle
+    with output_directory(path, overwrite=overwrite) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+    return open_bundle(path)
+
+
+def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
+    """Adds a measurement to the manifest, in place of an earlier one of the same data set, protocol and runtime."""
+    same = (accuracy.dataset, accuracy.protocol, accuracy.runtime)
+    others = tuple(a for a in bundle.manifest.accuracy if (a.dataset, a.protocol, a.runtime) != same)
+    manifest = replace(bundle.manifest, accuracy=(*others, accuracy))
+    with output_file(bundle.path / MANIFEST) as temporary:
+        temporary.write_bytes(_manifest_bytes(manifest))
+    return replace(bundle, manifest=manifest)
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Opens a bundle after checking that every file is there, whole and unchanged.
+
+    Raises:
+        BundleError: no bundle, a missing, changed or foreign file (named), or a schema that this version cannot read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file, not a bundle" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {what}", expected=f"a folder NAME{SUFFIX}", fix="check the path")
+    manifest = _read_manifest(path / MANIFEST)
+    for name, expected in manifest.files.items():
+        _check_name(path, name)
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file} is missing", fix="copy the bundle again, whole; or export it again")
+        with file.open("rb") as stream:
+            got = hashlib.file_digest(stream, "sha256").hexdigest() if _HAS_DIGEST else _sha256(stream.read())
+        if got != expected:
+            raise BundleError(
+                f"{file} is not the file that the manifest was written for",
+                got=f"sha256 {got[:16]}… of {file.stat().st_size:,} bytes",
+                expected=f"sha256 {expected[:16]}…",
+                fix="copy the bundle again, whole; or export it again",
+            )
+    for name in (MODEL, GOLDEN):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST} lists no {name}", fix="export the bundle again")
+    return Bundle(path, manifest)
+
+
+_HAS_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        values = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{file} is missing", expected="a bundle", fix="check the path, or copy it whole") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} cannot be read", got=error, fix="copy the bundle again, whole") from error
+    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+        raise BundleError(f"{file} is no manifest", expected='an object with a number "schema"')
+    schema, digest = values.pop("schema"), values.pop("sha256", None)
+    if schema != SCHEMA:
+        fix = "update reidkit (pip install -U reidkit)" if schema > SCHEMA else "export the bundle again"
+        raise BundleError(f"{file} has a schema this reidkit cannot read", got=schema, expected=SCHEMA, fix=fix)
+    if digest != _sha256(_canonical(values)):
+        raise BundleError(
+            f"{file} was changed after it was written",
+            got=f"sha256 {_sha256(_canonical(values))[:16]}…",
+            expected=f"sha256 {str(digest)[:16]}…",
+            fix="copy the bundle again, whole; or export it again",
+        )
+    try:
+        return from_dict(Manifest, values, where=file.name)
+    except ConfigError as error:
+        raise BundleError(f"{file} is not what this reidkit writes", got=error) from error
+
+
+def _check_name(path: Path, name: str) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
+        raise BundleError(f"{path / MANIFEST} names a file outside the bundle", got=repr(name), fix="do not use it")
+    if (path / name).is_symlink():
+        raise BundleError(f"{path / name} is a link", expected="a plain file inside the bundle", fix="do not use it")
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    values = to_dict(manifest)
+    whole = {"schema": SCHEMA, "sha256": _sha256(_canonical(values)), **values}
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,1 @@
+"""The command `reid`: one file per command. The only place that prints."""

@@ -1,0 +1,170 @@
+"""The one place where a picture becomes a crop: decoding, conversion to RGB, resizing.
+
+Training, evaluation, calibration, verification, benchmarks and applications all come through here, so what a model
+was measured with is what it runs with. Colour order, scale, mean and std are not here: they live inside the graph.
+"""
+
+import io
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from reidkit.errors import ConfigError, ImageError
+from reidkit.types import InputSpec, ResizeFilter
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused before decoding: a hostile PNG of a few kilobytes can hold gigabytes of pixels."""
+
+_FILTERS: dict[ResizeFilter, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+"""File names that `image_files` takes for pictures, in lower case."""
+
+
+def image_files(root: Path | str) -> list[Path]:
+    """Every picture below a folder, sorted by path; hidden files and folders are left out. A file gives itself."""
+    root = Path(root)
+    if root.is_file():
+        return [root]
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def open_image(source: Path | str | bytes) -> Image.Image:
+    """Decodes a picture of any mode to 8-bit RGB, upright as its EXIF orientation says.
+
+    16-bit grey is scaled to 8 bits, a palette is looked up, CMYK is converted, transparency is dropped (not blended,
+    as fast-reid and torchreid do), an animation gives its first frame.
+
+    Raises:
+        ImageError: no such file, not a picture, truncated, or more than MAX_PIXELS pixels.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of decompression bombs and of odd metadata; the size is judged below, by our own limit.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _too_large(name, image.width, image.height)
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"No such picture: {name}", fix="check the path") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large to decode", got=error, expected=_LIMIT, fix=_CROP_IT) from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        kind = "is truncated or damaged" if isinstance(error, (OSError, SyntaxError)) else "cannot be decoded"
+        detail = str(error) or type(error).__name__
+        raise ImageError(f"{name} {kind}", got=detail, fix="replace or remove the file") from error
+
+
+_LIMIT = f"at most {MAX_PIXELS:,} pixels"
+_CROP_IT = "cut the person or vehicle out, or shrink the picture"
+
+
+def _too_large(name: str, width: int, height: int) -> ImageError:
+    return ImageError(f"{name} is too large to decode", got=f"{width} x {height} pixels", expected=_LIMIT, fix=_CROP_IT)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # Pillow's own conversion clips at 255: a 16-bit picture would come out white.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
+    if image.mode == "P":
+        # A palette may carry transparency in its info; RGBA reads it without a complaint, RGB drops it after.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height width 3"]:
+    """Resizes an RGB picture straight to the spec's height and width (the aspect ratio is not kept).
+
+    The filter is Pillow's: it widens its support when shrinking, which OpenCV's filters of the same names do not.
+
+    Raises:
+        ConfigError: the spec names a filter that is not there.
+    """
+    try:
+        resample = _FILTERS[spec.resize]
+    except KeyError:
+        raise ConfigError(f"Unknown resize filter {spec.resize!r}", expected=f"one of {', '.join(_FILTERS)}") from None
+    if image.size != (spec.width, spec.height):
+        image = image.resize((spec.width, spec.height), resample)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def load_crop(source: Path | str | bytes, spec: InputSpec) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes and resizes one picture: RGB, 0 to 255, ready for `Embedder.embed`.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    return resize(open_image(source), spec)
+
+
+def stream_crops(
+    sources: Sequence[Path | str], spec: InputSpec, *, threads: int | None = None, ahead: int = 256
+) -> Iterator[UInt8[np.ndarray, "height width 3"] | ImageError]:
+    """Decodes and resizes pictures in a pool of threads, in order, at most `ahead` of them before they are asked for.
+
+    Pillow and the JPEG decoder release Python's lock, so threads run in parallel and memory stays bounded by `ahead`.
+    A picture that cannot be decoded comes as its ImageError, in its place: the caller says what that means.
+
+    Args:
+        sources: picture files.
+        spec: size and filter.
+        threads: of the pool; None takes one per processor core this process may use.
+        ahead: crops decoded ahead of the consumer.
+    """
+
+    def load(source: Path | str) -> np.ndarray | ImageError:
+        try:
+            return load_crop(source, spec)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="reidkit-decode") as pool:
+        rest = iter(sources)
+        queue = deque(pool.submit(load, source) for source in islice(rest, ahead))
+        try:
+            while queue:
+                item = queue.popleft().result()
+                queue.extend(pool.submit(load, source) for source in islice(rest, 1))
+                yield item
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def available_cores() -> int:
+    """Processor cores that this process may run on, which in a container can be fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Galleries of embeddings and the search in them."""

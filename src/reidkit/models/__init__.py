@@ -1,0 +1,1 @@
+"""Backbones, pooling and neck: the known architectures, in PyTorch."""

@@ -1,0 +1,1 @@
+"""Pages, contact sheets and plots for people to look at."""

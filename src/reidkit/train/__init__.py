@@ -1,0 +1,1 @@
+"""Recipes, losses, sampling and the training loop, in PyTorch."""
