@@ -243,8 +243,7 @@ def open_bundle(path: Path | str) -> Bundle:
         file = path / name
         if not file.is_file():
             raise BundleError(f"{file} is missing", fix="copy the bundle again, whole; or export it again")
-        with file.open("rb") as stream:
-            got = hashlib.file_digest(stream, "sha256").hexdigest() if _HAS_DIGEST else _sha256(stream.read())
+        got = file_sha256(file)
         if got != expected:
             raise BundleError(
                 f"{file} is not the file that the manifest was written for",
@@ -256,9 +255,6 @@ def open_bundle(path: Path | str) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} lists no {name}", fix="export the bundle again")
     return Bundle(path, manifest)
-
-
-_HAS_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -303,6 +299,15 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
 
 def _canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read a piece at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _sha256(data: bytes) -> str:

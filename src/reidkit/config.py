@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -132,7 +133,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise _wrong_type(where, value, "a table")
         return from_dict(hint, value, where=where)
@@ -146,8 +147,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise _wrong_type(where, value, hint.__name__)
+    kind: type = hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong_type(where, value, kind.__name__)
     return value
 
 
@@ -156,10 +158,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
         return None
     rest = [arg for arg in args if arg is not types.NoneType]
     for arg in rest[:-1]:
-        try:
+        with suppress(ConfigError):
             return _convert(arg, value, where)
-        except ConfigError:
-            continue
     return _convert(rest[-1], value, where)
 
 
