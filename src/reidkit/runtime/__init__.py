@@ -1,1 +1,98 @@
-"""Engines: `load` opens a bundle on one of them; each engine is one file."""
+"""Engines: `load` opens a bundle on one of them; each engine is one file, and only `load` imports it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from reidkit.bundle import Bundle, open_bundle
+from reidkit.config import unknown_name
+from reidkit.errors import RuntimeMissing
+
+if TYPE_CHECKING:
+    from reidkit.types import Embedder
+
+RuntimeName = Literal["onnxruntime", "openvino", "pytorch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine: its file here, the library it needs, and the extra that installs that.
+
+    Attributes:
+        module: the file, with a function `open_embedder(bundle, device, threads)`.
+        library: its import name.
+        extra: `pip install 'reidkit[extra]'`.
+        needs_weights: whether it builds the network from weights, so cannot open a foreign graph.
+    """
+
+    module: str
+    library: str
+    extra: str
+    needs_weights: bool = False
+
+
+ENGINES: dict[RuntimeName, Engine] = {
+    "onnxruntime": Engine("reidkit.runtime.onnxruntime", "onnxruntime", "onnx"),
+    "openvino": Engine("reidkit.runtime.openvino", "openvino", "openvino"),
+    "pytorch": Engine("reidkit.runtime.pytorch", "torch", "train", needs_weights=True),
+}
+
+
+def installed(bundle: Bundle | None = None) -> list[RuntimeName]:
+    """Engines whose library is on this machine; with a bundle, those of them that can open it."""
+    return [
+        name
+        for name, engine in ENGINES.items()
+        if importlib.util.find_spec(engine.library) is not None
+        and not (engine.needs_weights and bundle is not None and bundle.weights is None)
+    ]
+
+
+def load(
+    bundle: Bundle | Path | str,
+    runtime: RuntimeName = "onnxruntime",
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Embedder:
+    """Opens a bundle on an engine.
+
+    Args:
+        bundle: a path, or a bundle that is open already.
+        runtime: the engine.
+        device: in the engine's own words: "cpu"; "cuda" for onnxruntime and pytorch; "gpu" for openvino.
+        threads: that one call may use on the processor; None leaves it to the engine.
+
+    Raises:
+        BundleError: as `reidkit.bundle.open_bundle`.
+        RuntimeMissing: the engine's library or device is not on this machine, or it cannot run this bundle.
+        ConfigError: no engine of this name.
+
+    Example:
+        >>> import reidkit
+        >>> embedder = reidkit.load("model.reid")                          # doctest: +SKIP
+        >>> embedder.embed(np.zeros((2, 256, 128, 3), np.uint8)).shape     # doctest: +SKIP
+        (2, 512)
+    """
+    if runtime not in ENGINES:
+        raise unknown_name("runtime", runtime, ENGINES)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    engine = ENGINES[runtime]
+    if engine.needs_weights and opened.weights is None:
+        raise RuntimeMissing(
+            f"{opened.path.name} is a foreign graph without named weights, which {runtime} cannot build",
+            expected=f"one of {', '.join(name for name, e in ENGINES.items() if not e.needs_weights)}",
+        )
+    try:
+        module = importlib.import_module(engine.module)
+    except ModuleNotFoundError as error:
+        if error.name != engine.library:
+            raise  # our own typo, or a broken installation: never "please install"
+        raise RuntimeMissing(
+            f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
+        ) from error
+    return module.open_embedder(opened, device, threads)

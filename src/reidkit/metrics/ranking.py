@@ -1,0 +1,144 @@
+"""CMC, mAP and mINP under the field's protocol. Axes: `query` rows, `gallery` columns, `dim` embedding width.
+
+The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): for each query, gallery crops
+of the same identity seen by the same camera are junk, ranked nowhere. The others of the same identity are its matches,
+and everybody else, distractors included, is wrong. A query without a match is invalid: counted, but not measured.
+
+Only the order of distances matters. Where a wrong crop is exactly as far as a match, the wrong one ranks first: a model
+that cannot tell them apart gains nothing from it, and the result does not depend on the order of the gallery.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Int64
+
+from reidkit.errors import InputError
+from reidkit.metrics.distance import Metric, prepare, prepared_distances
+from reidkit.types import UNKNOWN_CAMERA, Progress, no_progress
+
+_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Where each query's matches stand in its ranking of the gallery.
+
+    Attributes:
+        first_match: rank of the nearest match, from 1; 0 for an invalid query.
+        average_precision: mean over its matches of the precision at their rank; NaN for an invalid query.
+        inverse_negative_penalty: matches over the rank of the last one; NaN for an invalid query.
+    """
+
+    first_match: Int64[np.ndarray, " query"]
+    average_precision: Float64[np.ndarray, " query"]
+    inverse_negative_penalty: Float64[np.ndarray, " query"]
+
+    @property
+    def valid(self) -> Bool[np.ndarray, " query"]:
+        """Queries that have a match."""
+        return self.first_match > 0
+
+    def cmc(self, rank: int) -> float:
+        """Share of the valid queries whose nearest match is among the first `rank`, 0 to 1."""
+        return float((self.first_match[self.valid] <= rank).mean())
+
+    @property
+    def mean_ap(self) -> float:
+        """MAP over the valid queries, 0 to 1."""
+        return float(self.average_precision[self.valid].mean())
+
+    @property
+    def mean_inp(self) -> float:
+        """MINP over the valid queries, 0 to 1 (Ye et al., "Deep Learning for Person Re-identification", TPAMI 2021)."""
+        return float(self.inverse_negative_penalty[self.valid].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Identity and camera of each row of a set of embeddings."""
+
+    pids: Int[np.ndarray, " n"]
+    camids: Int[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        if self.pids.shape != self.camids.shape or self.pids.ndim != 1:
+            raise InputError(
+                "Identities and cameras differ in number",
+                got=f"{self.pids.shape} and {self.camids.shape}",
+                expected="one each per crop",
+            )
+
+
+def rank_gallery(
+    query: Float[np.ndarray, "query dim"],
+    gallery: Float[np.ndarray, "gallery dim"],
+    query_labels: Labels,
+    gallery_labels: Labels,
+    *,
+    metric: Metric = "cosine",
+    progress: Progress = no_progress,
+) -> Ranking:
+    """Ranks the gallery for every query and notes where the matches stand.
+
+    Distances are made for a block of queries at a time (64 MB), and no row is sorted: a match's rank is one more than
+    the number of wrong crops at its distance or nearer, plus the matches before it.
+
+    Raises:
+        InputError: an empty query set or gallery, embeddings and labels that differ in number, queries without an
+            identity, no valid query at all, or what `distance_matrix` refuses.
+    """
+    _check(query, query_labels, "query")
+    _check(gallery, gallery_labels, "gallery")
+    if (query_labels.pids < 0).any():
+        raise InputError("A query has no identity", got=f"row {int(np.argmin(query_labels.pids))}", expected="pid >= 0")
+    q, g = prepare(query, metric, "query"), prepare(gallery, metric, "gallery")
+    first = np.zeros(len(q), dtype=np.int64)
+    precision = np.full(len(q), np.nan)
+    penalty = np.full(len(q), np.nan)
+    block = max(1, _BLOCK_BYTES // (4 * len(g)))
+    for start in range(0, len(q), block):
+        distances = prepared_distances(q[start : start + block], g, metric)
+        for i, row in enumerate(distances, start):
+            same = gallery_labels.pids == query_labels.pids[i]
+            camera = query_labels.camids[i]
+            junk = same & (gallery_labels.camids == camera) if camera != UNKNOWN_CAMERA else np.zeros_like(same)
+            ranks = match_ranks(row[same & ~junk], row[~same])
+            if len(ranks):
+                first[i] = ranks[0]
+                precision[i] = np.mean(np.arange(1, len(ranks) + 1) / ranks)
+                penalty[i] = len(ranks) / ranks[-1]
+        progress(min(start + block, len(q)), len(q))
+    if not first.any():
+        raise InputError(
+            "No query has a match in the gallery from another camera, so nothing can be measured",
+            got=f"{len(q)} queries, {len(g)} gallery crops",
+            expected="at least one query with a match",
+            fix="`reid data inspect` shows identities and cameras of each subset",
+        )
+    return Ranking(first, precision, penalty)
+
+
+def match_ranks(matches: Float[np.ndarray, " m"], wrong: Float[np.ndarray, " w"]) -> Int64[np.ndarray, " m"]:
+    """Ranks of the matches, from 1 and ascending, among the wrong crops; ties put the wrong crop first.
+
+    Args:
+        matches: distances of the true matches.
+        wrong: distances of everybody else.
+    """
+    matches = np.sort(matches)
+    # Each wrong crop stands before every match that is not nearer than itself.
+    before = np.searchsorted(matches, wrong, side="left")
+    counts = np.bincount(before, minlength=len(matches) + 1)[: len(matches)]
+    return np.cumsum(counts) + np.arange(1, len(matches) + 1)
+
+
+def _check(embeddings: Float[np.ndarray, "n dim"], labels: Labels, name: str) -> None:
+    if len(embeddings) == 0:
+        raise InputError(f"The {name} is empty", got="0 embeddings", expected="at least one")
+    if len(embeddings) != len(labels.pids):
+        raise InputError(
+            f"The {name} embeddings and labels differ in number",
+            got=f"{len(embeddings)} and {len(labels.pids)}",
+            expected="one label per embedding",
+        )

@@ -1,0 +1,129 @@
+"""reidkit's own checkpoint: one safetensors file that says itself what it is. Loading it never runs code."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
+
+from reidkit.architecture import ResNetSpec
+from reidkit.atomic import output_file
+from reidkit.bundle import Architecture, Bundle, Provenance
+from reidkit.config import from_dict, to_dict
+from reidkit.errors import ConfigError, ModelError
+from reidkit.models.model import DeployedModel, EmbeddingModel
+from reidkit.types import InputSpec, Task
+
+_METADATA = "reidkit"
+_CLASSIFIER = "heads.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What a checkpoint says about its weights."""
+
+    architecture: Architecture
+    input: InputSpec
+    task: Task
+    provenance: Provenance
+
+
+def architecture_of(model: EmbeddingModel) -> Architecture:
+    """The manifest's entry for a model."""
+    return Architecture("resnet", to_dict(model.spec))
+
+
+def build_model(architecture: Architecture, *, identities: int | None = None) -> EmbeddingModel:
+    """Builds a known architecture with fresh weights.
+
+    Raises:
+        ConfigError: an unknown family or option.
+    """
+    match architecture.family:
+        case "resnet":
+            return EmbeddingModel(from_dict(ResNetSpec, architecture.options, where="options"), identities=identities)
+        case family:
+            raise ConfigError(f"Unknown architecture family {family!r}", expected="resnet", fix="update reidkit")
+
+
+def save_checkpoint(path: Path | str, model: EmbeddingModel, facts: CheckpointFacts) -> None:
+    """Writes weights and facts, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {_METADATA: json.dumps(to_dict(facts), sort_keys=True)}
+    with output_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_checkpoint(path: Path | str) -> tuple[EmbeddingModel, CheckpointFacts]:
+    """Builds the model that a checkpoint describes and loads its weights, all of them or none.
+
+    Raises:
+        ModelError: no such file, no checkpoint of reidkit, truncated, or its tensors do not fit its architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"No such checkpoint: {path}", fix="check the path; `reid train` writes model.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            described: Any = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a checkpoint", got=error, expected="a safetensors file") from error
+    if described is None:
+        raise ModelError(f"{path} does not say what it is", expected="a checkpoint written by `reid train`")
+    try:
+        facts = from_dict(CheckpointFacts, described, where="checkpoint")
+        identities = tensors[_CLASSIFIER].shape[0] if _CLASSIFIER in tensors else None
+        model = build_model(facts.architecture, identities=identities)
+    except ConfigError as error:
+        raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
+    load_weights(model, tensors, source=str(path))
+    return model.eval(), facts
+
+
+def load_weights(model: EmbeddingModel, tensors: dict[str, torch.Tensor], *, source: str) -> None:
+    """Loads named weights into a model: every one, of the right shape, or none.
+
+    Raises:
+        ModelError: lists what is missing, unexpected and of another shape.
+    """
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - wanted.keys())
+    shapes = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
+    if missing or unexpected or shapes:
+        groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        got = "; ".join(
+            f"{len(v)} {k} ({', '.join(v[:4])}{', …' if len(v) > 4 else ''})" for k, v in groups.items() if v
+        )
+        raise ModelError(f"The weights of {source} do not fit the architecture", got=got, expected="every tensor, once")
+    model.load_state_dict(tensors)
+
+
+def load_deployed(bundle: Bundle) -> DeployedModel:
+    """Builds the network of a bundle with its weights, pre-processing included.
+
+    Raises:
+        ModelError: a foreign graph without weights, or weights that do not fit the architecture.
+    """
+    manifest, file = bundle.manifest, bundle.weights
+    if manifest.architecture is None or file is None:
+        raise ModelError(f"{bundle.path} is a foreign graph", expected="a bundle with an architecture and weights")
+    try:
+        model = build_model(manifest.architecture)
+        tensors = load_file(file)
+    except (ConfigError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be loaded", got=error) from error
+    load_weights(model, tensors, source=str(file))
+    return DeployedModel(model, manifest.input).eval()
+
+
+def deployed_weights(model: EmbeddingModel) -> bytes:
+    """The weights that a bundle carries, as a safetensors file: all but the classifier of the training identities."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name != _CLASSIFIER
+    }
+    return save(tensors)

@@ -1,0 +1,70 @@
+"""The whole network: picture in, embedding out; and the pre-processing that goes into the graph with it."""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from reidkit.architecture import ResNetSpec
+from reidkit.models.head import Head
+from reidkit.models.resnet import ResNet
+from reidkit.types import InputSpec
+
+
+class EmbeddingModel(nn.Module):
+    """Backbone and head. In evaluation its output is the embedding after the neck, not normalised (as fast-reid's).
+
+    Args:
+        spec: of the architecture.
+        identities: in training, the number of classes; None builds no classifier.
+    """
+
+    def __init__(self, spec: ResNetSpec, *, identities: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = ResNet(spec)
+        self.heads = Head(spec, identities)
+
+    def forward(self, x: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
+        """Embeddings after the neck."""
+        return self.heads(self.backbone(x))[1]
+
+    def training_outputs(self, x: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, Tensor]:
+        """Embeddings before the neck (n, dim), for the metric loss; identity scores (n, identities), after it."""
+        before, after = self.heads(self.backbone(x))
+        return before, self.heads.logits(after)
+
+
+class Preprocess(nn.Module):
+    """Pixels to network input, as the spec says: channel order, scale, mean and std, n x height x width x 3 to NCHW."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        self.reverse = spec.color == "bgr"
+        self.factor: Tensor
+        self.offset: Tensor
+        self.register_buffer("factor", (1.0 / (spec.scale * std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("offset", (-mean / std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, crops: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 height width"]:
+        """`(pixel / scale - mean) / std` in the network's channel order."""
+        return self.normalize(crops.permute(0, 3, 1, 2).float())
+
+    def normalize(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
+        """The same for RGB pixels, 0 to 255, that are float and NCHW already."""
+        if self.reverse:
+            pixels = pixels.flip(1)
+        return pixels * self.factor + self.offset
+
+
+class DeployedModel(nn.Module):
+    """What is exported: crops (uint8, RGB) in, embeddings out."""
+
+    def __init__(self, model: EmbeddingModel, spec: InputSpec) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(spec)
+        self.model = model
+
+    def forward(self, crops: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n dim"]:
+        """Embeddings of crops."""
+        return self.model(self.preprocess(crops))

@@ -1,0 +1,62 @@
+"""What every engine does the same: say what it is, check its crops, split them where the graph's batch is fixed."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from reidkit.bundle import Manifest
+from reidkit.errors import InputError
+from reidkit.types import EmbedderSpec, Precision
+
+
+def spec_of(manifest: Manifest, *, runtime: str, device: str, precision: Precision = "float32") -> EmbedderSpec:
+    """What a bundle opened by an engine is."""
+    return EmbedderSpec(
+        input=manifest.input,
+        dim=manifest.embedding.dim,
+        normalized=manifest.embedding.normalized,
+        batch=manifest.batch,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+    )
+
+
+def check_crops(crops: np.ndarray, spec: EmbedderSpec) -> None:
+    """Refuses crops that the graph would misread.
+
+    Raises:
+        InputError: another type, rank, size or number of channels than the spec's.
+    """
+    wanted = (spec.input.height, spec.input.width, 3)
+    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != wanted:
+        raise InputError(
+            "The crops do not fit the model",
+            got=f"{crops.dtype} {crops.shape}",
+            expected=f"uint8 (n, {', '.join(map(str, wanted))}), RGB",
+            fix="make crops with reidkit.imaging.load_crop",
+        )
+
+
+def run_in_batches(
+    crops: UInt8[np.ndarray, "n height width 3"],
+    spec: EmbedderSpec,
+    run: Callable[[UInt8[np.ndarray, "batch height width 3"]], Float32[np.ndarray, "batch dim"]],
+) -> Float32[np.ndarray, "n dim"]:
+    """Runs an engine on any number of crops; where its batch is fixed, on so many at a time, the last ones repeated.
+
+    Raises:
+        InputError: as `check_crops`.
+    """
+    check_crops(crops, spec)
+    if len(crops) == 0:
+        return np.empty((0, spec.dim), dtype=np.float32)
+    if spec.batch is None:
+        return run(crops)
+    parts = []
+    for start in range(0, len(crops), spec.batch):
+        part = crops[start : start + spec.batch]
+        filled = np.concatenate([part, np.repeat(part[-1:], spec.batch - len(part), axis=0)])
+        parts.append(run(filled)[: len(part)])
+    return np.concatenate(parts)

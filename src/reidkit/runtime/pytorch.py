@@ -1,0 +1,44 @@
+"""PyTorch: the network that was trained, built from the bundle's weights. The only engine that needs torch."""
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from reidkit.bundle import Bundle
+from reidkit.errors import RuntimeMissing
+from reidkit.models.checkpoint import load_deployed
+from reidkit.models.model import DeployedModel
+from reidkit.runtime.contract import run_in_batches, spec_of
+from reidkit.types import EmbedderSpec
+
+
+class PyTorchEmbedder:
+    """A model in evaluation mode on a device; the training loop measures itself with it too."""
+
+    def __init__(self, model: DeployedModel, spec: EmbedderSpec) -> None:
+        self._device = torch.device(spec.device)
+        self._model = model.eval().to(self._device)
+        self.spec = spec
+
+    def embed(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
+        """Maps crops to embeddings; see `reidkit.types.Embedder`."""
+        return run_in_batches(crops, self.spec, self._run)
+
+    def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
+        with torch.inference_mode():
+            return self._model(torch.from_numpy(crops).to(self._device)).float().cpu().numpy()
+
+
+def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEmbedder:
+    """Builds the network on "cpu" or "cuda"; `threads` sets PyTorch's own number for the whole process.
+
+    Raises:
+        RuntimeMissing: PyTorch sees no such device.
+        ModelError: the weights do not fit the architecture.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeMissing("PyTorch sees no CUDA device", got=device, fix="say --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    spec = spec_of(bundle.manifest, runtime="pytorch", device=device)
+    return PyTorchEmbedder(load_deployed(bundle), spec)
