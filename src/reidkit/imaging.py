@@ -6,7 +6,6 @@ was measured with is what it runs with. Colour order, scale, mean and std are no
 
 import io
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from reidkit.errors import ConfigError, ImageError
 from reidkit.types import InputSpec, ResizeFilter
@@ -63,17 +62,16 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of decompression bombs and of odd metadata; the size is judged below, by our own limit.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise _too_large(name, image.width, image.height)
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name, f"{image.width} x {image.height} pixels")
+            return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise ImageError(f"No such picture: {name}", fix="check the path") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large to decode", got=error, expected=_LIMIT, fix=_CROP_IT) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, error) from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not a picture", expected=_KNOWN, fix="replace or remove the file") from None
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
@@ -82,12 +80,16 @@ def open_image(source: Path | str | bytes) -> Image.Image:
         raise ImageError(f"{name} {kind}", got=detail, fix="replace or remove the file") from error
 
 
-_LIMIT = f"at most {MAX_PIXELS:,} pixels"
-_CROP_IT = "cut the person or vehicle out, or shrink the picture"
+_KNOWN = "JPEG, PNG or another format that Pillow reads"
 
 
-def _too_large(name: str, width: int, height: int) -> ImageError:
-    return ImageError(f"{name} is too large to decode", got=f"{width} x {height} pixels", expected=_LIMIT, fix=_CROP_IT)
+def _too_large(name: str, got: object) -> ImageError:
+    return ImageError(
+        f"{name} is too large to decode",
+        got=got,
+        expected=f"at most {MAX_PIXELS:,} pixels",
+        fix="cut the person or vehicle out, or shrink the picture",
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

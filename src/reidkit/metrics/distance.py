@@ -33,8 +33,10 @@ def prepare(embeddings: Float[np.ndarray, "n dim"], metric: Metric, name: str) -
         name: what to call them in a message.
 
     Raises:
-        InputError: NaN or infinite values, or a zero vector under `cosine`.
+        InputError: not two axes, NaN or infinite values, or a zero vector under `cosine`.
     """
+    if embeddings.ndim != 2:
+        raise InputError(f"The {name} embeddings are no table", got=f"shape {embeddings.shape}", expected="(n, dim)")
     values = np.ascontiguousarray(embeddings, dtype=np.float32)
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():

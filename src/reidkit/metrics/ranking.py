@@ -24,6 +24,8 @@ _BLOCK_BYTES = 64 << 20
 class Ranking:
     """Where each query's matches stand in its ranking of the gallery.
 
+    Reading a measure raises InputError where no query is valid.
+
     Attributes:
         first_match: rank of the nearest match, from 1; 0 for an invalid query.
         average_precision: mean over its matches of the precision at their rank; NaN for an invalid query.
@@ -41,17 +43,27 @@ class Ranking:
 
     def cmc(self, rank: int) -> float:
         """Share of the valid queries whose nearest match is among the first `rank`, 0 to 1."""
-        return float((self.first_match[self.valid] <= rank).mean())
+        return self._mean(self.first_match <= rank)
 
     @property
     def mean_ap(self) -> float:
         """MAP over the valid queries, 0 to 1."""
-        return float(self.average_precision[self.valid].mean())
+        return self._mean(self.average_precision)
 
     @property
     def mean_inp(self) -> float:
         """MINP over the valid queries, 0 to 1 (Ye et al., "Deep Learning for Person Re-identification", TPAMI 2021)."""
-        return float(self.inverse_negative_penalty[self.valid].mean())
+        return self._mean(self.inverse_negative_penalty)
+
+    def _mean(self, values: np.ndarray) -> float:
+        if not self.valid.any():
+            raise InputError(
+                "No query has a match in the gallery from another camera, so nothing can be measured",
+                got=f"{len(self.valid)} queries",
+                expected="at least one query with a match",
+                fix="`reid data inspect` shows identities and cameras of each subset",
+            )
+        return float(values[self.valid].mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +98,7 @@ def rank_gallery(
 
     Raises:
         InputError: an empty query set or gallery, embeddings and labels that differ in number, queries without an
-            identity, no valid query at all, or what `distance_matrix` refuses.
+            identity, or what `distance_matrix` refuses.
     """
     _check(query, query_labels, "query")
     _check(gallery, gallery_labels, "gallery")
@@ -109,13 +121,6 @@ def rank_gallery(
                 precision[i] = np.mean(np.arange(1, len(ranks) + 1) / ranks)
                 penalty[i] = len(ranks) / ranks[-1]
         progress(min(start + block, len(q)), len(q))
-    if not first.any():
-        raise InputError(
-            "No query has a match in the gallery from another camera, so nothing can be measured",
-            got=f"{len(q)} queries, {len(g)} gallery crops",
-            expected="at least one query with a match",
-            fix="`reid data inspect` shows identities and cameras of each subset",
-        )
     return Ranking(first, precision, penalty)
 
 

@@ -1,0 +1,75 @@
+"""All commands in one application, and what happens to their errors."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import reidkit
+from reidkit.cli import bench, data, embed, evaluate, export, import_model, info, search, train, verify
+from reidkit.cli.console import show_error
+from reidkit.errors import ReidkitError, RuntimeMissing
+
+app = typer.Typer(
+    name="reid",
+    help="Person and vehicle re-identification, from images to production.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+_EXTRAS = {
+    "jinja2": "report",
+    "matplotlib": "report",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "train",
+    "openvino": "openvino",
+    "pyarrow": "parquet",
+    "torch": "train",
+}
+"""The extra that installs each library that a command may find missing."""
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"reidkit {reidkit.__version__}")
+        raise typer.Exit
+
+
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("import")(import_model.import_model)
+app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
+app.command("embed")(embed.embed)
+app.command("search")(search.search)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status.
+
+    0 when all went well, 1 when a check failed (`reid verify`), 2 when the input or the options are wrong.
+    """
+    try:
+        app(args=args, prog_name="reid")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except ReidkitError as error:
+        show_error(error)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        show_error(
+            RuntimeMissing(f"{error.name} is not installed", fix=f"pip install 'reidkit[{_EXTRAS[error.name]}]'")
+        )
+        return 2
+    return 0

@@ -1,0 +1,68 @@
+"""`reid bench`: how fast a model is, here."""
+
+import csv
+import os
+import platform
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reidkit.atomic import output_file
+from reidkit.bundle import open_bundle
+from reidkit.cli import console, options
+from reidkit.deploy.bench import BATCHES, Latency
+from reidkit.deploy.bench import bench as measure
+from reidkit.imaging import available_cores, image_files
+from reidkit.runtime import ENGINES, installed, load
+
+
+def bench(
+    bundle: options.BundlePath,
+    runtime: Annotated[
+        list[str] | None, typer.Option("--runtime", help="Engines to time [default: all installed].")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch sizes [default: 1 4 16 64].")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Pictures to decode [default: crops drawn by program].")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
+    device: options.Device = "cpu",
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
+) -> None:
+    """Time each engine at several batch sizes, with and without decoding and resizing."""
+    opened = open_bundle(bundle)
+    names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
+    sources = image_files(images) if images is not None else []
+    rows: list[Latency] = []
+    for name in names:
+        with console.progress_bar(f"timing {name}") as progress:
+            embedder = load(opened, name, device=device)
+            rows += measure(embedder, batches=batch or BATCHES, images=sources, seconds=seconds, progress=progress)
+    _print(rows)
+    if csv_file is not None:
+        _write_csv(csv_file, rows)
+    if plot is not None:
+        from reidkit.report.latency_plot import write_latency_plot
+
+        write_latency_plot(plot, rows)
+
+
+def _print(rows: list[Latency]) -> None:
+    title = f"{platform.processor() or platform.machine()}, {available_cores()} of {os.cpu_count()} cores"
+    table = console.table(
+        title, "runtime", "precision", "decode", "batch", "median ms", "p90 ms", "images/s", "runs", numbers=5
+    )
+    for row in rows:
+        numbers = (f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.images_per_second:.1f}", str(row.runs))
+        table.add_row(row.runtime, row.precision, "with" if row.decode else "without", str(row.batch), *numbers)
+    console.out.print(table)
+
+
+def _write_csv(path: Path, rows: list[Latency]) -> None:
+    with output_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Latency)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

@@ -1,0 +1,57 @@
+"""`reid info`: what a bundle is."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from reidkit.bundle import Bundle, open_bundle
+from reidkit.cli import console, options
+from reidkit.config import to_dict
+
+
+def info(
+    bundle: options.BundlePath,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Check a bundle file by file and print what it is."""
+    opened = open_bundle(bundle)
+    if as_json:
+        typer.echo(json.dumps(to_dict(opened.manifest), indent=2))
+        return
+    _print(opened)
+
+
+def _print(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    spec, embedding, origin = manifest.input, manifest.embedding, manifest.provenance
+    table = console.table(None, "bundle", str(bundle.path))
+    unknown = "not known"
+    rows = {
+        "name": manifest.name,
+        "task": manifest.task,
+        "input": f"{spec.height} x {spec.width} (height x width), {spec.resize}, network sees {spec.color}",
+        "inside the graph": f"(pixel / {spec.scale:g} - {list(spec.mean)}) / {list(spec.std)}",
+        "embedding": f"{embedding.dim}-d, " + ("unit length" if embedding.normalized else "not normalised"),
+        "batch": "any" if manifest.batch is None else f"always {manifest.batch}",
+        "architecture": unknown
+        if manifest.architecture is None
+        else " ".join([manifest.architecture.family, *(f"{k}={v}" for k, v in manifest.architecture.options.items())]),
+        "licence": manifest.licence,
+        "made from": origin.source or unknown,
+        "framework": origin.framework or unknown,
+        "trained on": origin.dataset or unknown,
+        "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, console.escape(value))
+    for measured in manifest.accuracy:
+        table.add_row(
+            f"measured ({measured.runtime})",
+            f"{console.escape(measured.dataset)}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
+            f"mINP {measured.mINP:.2%} over {measured.queries} queries",
+        )
+    for name, digest in manifest.files.items():
+        size = (bundle.path / name).stat().st_size
+        table.add_row(name, f"{size:,} bytes, sha256 {digest[:16]}…")
+    console.out.print(table)

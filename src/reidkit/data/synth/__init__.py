@@ -1,0 +1,9 @@
+"""Pedestrians drawn by program: a data set that anyone may have, in Market-1501's layout, within seconds.
+
+`identity` says who somebody is, `pose` how they walk, `figure`, `head` and `cloth` draw them with the brush of
+`solids`; `scene` and `occluder` are the street, `camera` the picture taken; `crop` puts one together, `dataset` all.
+"""
+
+from reidkit.data.synth.dataset import synthesize
+
+__all__ = ["synthesize"]
