@@ -12,7 +12,6 @@ manifest against its own.
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -23,7 +22,7 @@ from jaxtyping import Float32, UInt8
 
 from reidkit.atomic import output_directory, output_file
 from reidkit.config import from_dict, to_dict
-from reidkit.errors import BundleError, ConfigError, InputError
+from reidkit.errors import BundleError, ConfigError, InputError, OutputError
 from reidkit.types import InputSpec, Task
 
 SCHEMA = 1
@@ -47,6 +46,10 @@ class Embedding:
 
     dim: int
     normalized: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError("The embedding width is out of range", got=self.dim, expected="1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,10 @@ class Manifest:
     accuracy: tuple[Accuracy, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError("The batch size is out of range", got=self.batch, expected="1 or more, or null for any")
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:
@@ -154,22 +161,28 @@ class Bundle:
             BundleError: the arrays are not there or do not fit the manifest.
         """
         file = self.path / GOLDEN
-        spec, dim = self.manifest.input, self.manifest.embedding.dim
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 crops, embeddings = arrays["crops"], arrays["embeddings"]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy and zipfile raise almost anything on what is not theirs
             raise BundleError(f"{file} cannot be read", got=error, expected="arrays crops and embeddings") from error
-        expected = f"uint8 (n, {spec.height}, {spec.width}, 3) and float32 (n, {dim})"
-        if (
-            crops.dtype != np.uint8
-            or crops.shape[1:] != (spec.height, spec.width, 3)
-            or embeddings.dtype != np.float32
-            or embeddings.shape != (len(crops), dim)
-        ):
-            got = f"{crops.dtype} {crops.shape} and {embeddings.dtype} {embeddings.shape}"
+        if misfit := _golden_misfit(crops, embeddings, self.manifest):
+            got, expected = misfit
             raise BundleError(f"{file} does not fit the manifest", got=got, expected=expected)
         return Golden(crops, embeddings)
+
+
+def _golden_misfit(crops: np.ndarray, embeddings: np.ndarray, manifest: Manifest) -> tuple[str, str] | None:
+    """What the golden arrays are and what they should be, or None where they fit."""
+    size, dim = (manifest.input.height, manifest.input.width, 3), manifest.embedding.dim
+    got = f"{crops.dtype} {crops.shape} and {embeddings.dtype} {embeddings.shape}"
+    expected = f"uint8 (n, {', '.join(map(str, size))}) and float32 (n, {dim}), n at least 1"
+    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != size or len(crops) == 0:
+        return got, expected
+    if embeddings.dtype != np.float32 or embeddings.shape != (len(crops), dim):
+        return got, expected
+    # No engine could be held to a NaN.
+    return None if np.isfinite(embeddings).all() else ("embeddings that are not finite", expected)
 
 
 def write_bundle(
@@ -192,25 +205,23 @@ def write_bundle(
         overwrite: replace a bundle that is already there.
 
     Raises:
+        BundleError: the name does not end in `.reid`.
         OutputError: the place is taken or cannot be written to, or the disk is full.
         InputError: the golden arrays do not fit the manifest.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {path.name}{SUFFIX}")
-    if golden.embeddings.shape != (len(golden.crops), manifest.embedding.dim):
-        raise InputError(
-            "The golden embeddings do not fit the manifest",
-            got=golden.embeddings.shape,
-            expected=(len(golden.crops), manifest.embedding.dim),
-        )
+    if misfit := _golden_misfit(golden.crops, golden.embeddings, manifest):
+        got, expected = misfit
+        raise InputError("The golden arrays do not fit the manifest", got=got, expected=expected)
     buffer = io.BytesIO()
     np.savez(buffer, crops=golden.crops, embeddings=golden.embeddings)
     files = {MODEL: model, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
     manifest = replace(manifest, files={name: _sha256(data) for name, data in files.items()})
-    if path.exists() and not (path / MANIFEST).is_file():
-        overwrite = False  # never remove a folder that is no bundle
     with output_directory(path, overwrite=overwrite) as folder:
+        if path.exists() and not (path / MANIFEST).is_file():
+            raise OutputError(f"{path} is no bundle, so it is not replaced", fix="choose another name, or remove it")
         for name, data in files.items():
             (folder / name).write_bytes(data)
         (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
@@ -218,10 +229,19 @@ def write_bundle(
 
 
 def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
-    """Adds a measurement to the manifest, in place of an earlier one of the same data set, protocol and runtime."""
+    """Adds a measurement to the manifest, in place of an earlier one of the same data set, protocol and runtime.
+
+    Raises:
+        BundleError: the bundle was replaced since it was opened: the measurement is not of what is there now.
+        OutputError: the manifest cannot be written to, or the disk is full.
+    """
+    # Read again: another measurement may have been recorded while this one was made.
+    current = _read_manifest(bundle.path / MANIFEST)
+    if current.files != bundle.manifest.files:
+        raise BundleError(f"{bundle.path} was replaced while it was measured", fix="measure it again")
     same = (accuracy.dataset, accuracy.protocol, accuracy.runtime)
-    others = tuple(a for a in bundle.manifest.accuracy if (a.dataset, a.protocol, a.runtime) != same)
-    manifest = replace(bundle.manifest, accuracy=(*others, accuracy))
+    others = tuple(a for a in current.accuracy if (a.dataset, a.protocol, a.runtime) != same)
+    manifest = replace(current, accuracy=(*others, accuracy))
     with output_file(bundle.path / MANIFEST) as temporary:
         temporary.write_bytes(_manifest_bytes(manifest))
     return replace(bundle, manifest=manifest)
@@ -234,6 +254,13 @@ def open_bundle(path: Path | str) -> Bundle:
         BundleError: no bundle, a missing, changed or foreign file (named), or a schema that this version cannot read.
     """
     path = Path(path)
+    try:
+        return _open_checked(path)
+    except (OSError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read", got=error, fix="check its permissions, or copy it again") from error
+
+
+def _open_checked(path: Path) -> Bundle:
     if not path.is_dir():
         what = "is a file, not a bundle" if path.exists() else "does not exist"
         raise BundleError(f"{path} {what}", expected=f"a folder NAME{SUFFIX}", fix="check the path")
@@ -287,18 +314,23 @@ def _check_name(path: Path, name: str) -> None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
         raise BundleError(f"{path / MANIFEST} names a file outside the bundle", got=repr(name), fix="do not use it")
-    if (path / name).is_symlink():
-        raise BundleError(f"{path / name} is a link", expected="a plain file inside the bundle", fix="do not use it")
+    for part in (pure, *pure.parents[:-1]):
+        if (path / part).is_symlink():
+            raise BundleError(
+                f"{path / part} is a link", expected="a plain file inside the bundle", fix="do not use it"
+            )
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
     values = to_dict(manifest)
     whole = {"schema": SCHEMA, "sha256": _sha256(_canonical(values)), **values}
-    return json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n"
+    # A file name that is no Unicode has lone surrogates; a backslash escape is how JSON writes those, too.
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def file_sha256(path: Path) -> str:

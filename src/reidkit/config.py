@@ -74,7 +74,7 @@ def load_toml(kind: type[T], path: Path | str, *, overrides: Sequence[str] = ())
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"No such file: {path}", fix="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as TOML", got=error) from error
     return from_dict(kind, with_overrides(values, overrides))
 
@@ -119,7 +119,7 @@ def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -146,7 +146,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # TOML and JSON integers have no limit
+            return float(value)
     kind: type = hint
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise _wrong_type(where, value, kind.__name__)

@@ -7,7 +7,7 @@ was measured with is what it runs with. Colour order, scale, mean and std are no
 import io
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from reidkit.errors import ConfigError, ImageError
+from reidkit.errors import ConfigError, DataError, ImageError
 from reidkit.types import InputSpec, ResizeFilter
 
 MAX_PIXELS = 64_000_000
@@ -36,12 +36,20 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 def image_files(root: Path | str) -> list[Path]:
-    """Every picture below a folder, sorted by path; hidden files and folders are left out. A file gives itself."""
+    """Every picture below a folder, sorted by path; hidden files and folders are left out. A file gives itself.
+
+    Raises:
+        DataError: no such folder, or one that cannot be listed.
+    """
     root = Path(root)
     if root.is_file():
         return [root]
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed", got=error.strerror, expected="a readable folder")
+
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(folder, name)
@@ -58,9 +66,9 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     as fast-reid and torchreid do), an animation gives its first frame.
 
     Raises:
-        ImageError: no such file, not a picture, truncated, or more than MAX_PIXELS pixels.
+        ImageError: no such file, not a picture, truncated, floating-point, or more than MAX_PIXELS pixels.
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = f"The file of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -75,6 +83,8 @@ def open_image(source: Path | str | bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"{name} cannot be read", got=error.strerror, fix="check the path") from error
         kind = "is truncated or damaged" if isinstance(error, (OSError, SyntaxError)) else "cannot be decoded"
         detail = str(error) or type(error).__name__
         raise ImageError(f"{name} {kind}", got=detail, fix="replace or remove the file") from error
@@ -93,11 +103,12 @@ def _too_large(name: str, got: object) -> ImageError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow's own conversion clips at 255: a 16-bit picture would come out white.
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255: a 16-bit picture would come out white. It reads 16-bit PGM as mode I.
+        values = np.clip(np.asarray(image, dtype=np.float32), 0, 65535)
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 257 = 65535 / 255
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode == "P":
         # A palette may carry transparency in its info; RGBA reads it without a complaint, RGB drops it after.
         image = image.convert("RGBA")
@@ -132,7 +143,7 @@ def load_crop(source: Path | str | bytes, spec: InputSpec) -> UInt8[np.ndarray, 
 
 def stream_crops(
     sources: Sequence[Path | str], spec: InputSpec, *, threads: int | None = None, ahead: int = 256
-) -> Iterator[UInt8[np.ndarray, "height width 3"] | ImageError]:
+) -> Generator[UInt8[np.ndarray, "height width 3"] | ImageError, None, None]:
     """Decodes and resizes pictures in a pool of threads, in order, at most `ahead` of them before they are asked for.
 
     Pillow and the JPEG decoder release Python's lock, so threads run in parallel and memory stays bounded by `ahead`.
@@ -143,7 +154,12 @@ def stream_crops(
         spec: size and filter.
         threads: of the pool; None takes one per processor core this process may use.
         ahead: crops decoded ahead of the consumer.
+
+    Raises:
+        ConfigError: `ahead` is below 1.
     """
+    if ahead < 1:
+        raise ConfigError("Cannot decode that few pictures ahead", got=ahead, expected="1 or more")
 
     def load(source: Path | str) -> np.ndarray | ImageError:
         try:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import reidkit
-from reidkit.cli import bench, data, embed, evaluate, export, import_model, info, search, train, verify
+from reidkit.cli import bench, data, demo, embed, evaluate, export, import_model, info, search, train, verify
 from reidkit.cli.console import show_error
 from reidkit.errors import ReidkitError, RuntimeMissing
 
@@ -41,6 +41,7 @@ def _root(
         raise typer.Exit
 
 
+app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("export")(export.export)

@@ -31,7 +31,7 @@ def bench(
     device: options.Device = "cpu",
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
-) -> None:
+) -> list[Latency]:
     """Time each engine at several batch sizes, with and without decoding and resizing."""
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
@@ -48,6 +48,7 @@ def bench(
         from reidkit.report.latency_plot import write_latency_plot
 
         write_latency_plot(plot, rows)
+    return rows
 
 
 def _print(rows: list[Latency]) -> None:

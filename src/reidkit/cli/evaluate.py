@@ -30,7 +30,7 @@ def evaluate(
     record: Annotated[bool, typer.Option("--record", help="Write the result into the bundle's manifest.")] = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
-) -> None:
+) -> Report:
     """Measure rank-1/5/10, mAP and mINP under the Market-1501 protocol."""
     opened = open_bundle(bundle)
     embedder = load(opened, runtime, device=device)
@@ -51,6 +51,7 @@ def evaluate(
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     if record:
         record_accuracy(opened, _accuracy(report))
+    return report
 
 
 def _print(report: Report) -> None:

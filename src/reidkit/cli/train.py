@@ -42,6 +42,7 @@ def train(
     with Progress(*columns, console=console.err) as progress:
         decoding = progress.add_task("decoding", total=None, state="")
         training = progress.add_task("training", total=None, state="", start=False)
+        said = [-1]  # a log file, which no bar can be drawn into, gets a line an epoch
 
         def on_decode(done: int, total: int) -> None:
             progress.update(decoding, completed=done, total=total, state=f"{done}/{total} crops")
@@ -50,6 +51,9 @@ def train(
             state = f"epoch {report.epoch:.1f}  loss {report.loss:.3f}  {report.images_per_second:.0f} images/s"
             progress.start_task(training)
             progress.update(training, completed=report.step, total=report.steps, state=state)
+            if not console.err.is_terminal and int(report.epoch) > said[0]:
+                said[0] = int(report.epoch)
+                console.err.print(f"step {report.step}/{report.steps}  {state}", highlight=False)
 
         result = run_training(split, loaded, out, device=device, task=task, on_decode=on_decode, on_step=on_step)
     console.say(

@@ -6,7 +6,8 @@ import typer
 
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
-from reidkit.deploy import verify as gate
+from reidkit.deploy.verify import Parity
+from reidkit.deploy.verify import verify as hold
 from reidkit.runtime import ENGINES, installed
 
 
@@ -16,12 +17,12 @@ def verify(
         list[str] | None, typer.Option("--runtime", help="Engines to check [default: all installed].")
     ] = None,
     device: options.Device = "cpu",
-) -> None:
+) -> list[Parity]:
     """Hold engines to the golden embeddings; exit with 1 where one is beyond its tolerance."""
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
     with console.spinner("verifying"):
-        rows = gate.verify(opened, names, device=device)
+        rows = hold(opened, names, device=device)
     table = console.table(
         None, "runtime", "device", "precision", "max abs", "max rel", "at most", "min cosine", "at least", "", numbers=6
     )
@@ -42,3 +43,4 @@ def verify(
             console.say(f"not checked, because not installed or not able to open this bundle: {', '.join(absent)}")
     if not rows or not all(row.passed for row in rows):
         raise typer.Exit(1)
+    return rows

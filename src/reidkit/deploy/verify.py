@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from reidkit.bundle import Bundle, Golden
+from reidkit.errors import InputError
 from reidkit.runtime import RuntimeName, load
 from reidkit.types import Embedder, Precision
 
@@ -73,8 +74,20 @@ def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cp
 
 
 def check_parity(embedder: Embedder, golden: Golden) -> Parity:
-    """Compares an open engine with golden embeddings, on the whole batch and crop by crop."""
+    """Compares an open engine with golden embeddings, on the whole batch and crop by crop.
+
+    Raises:
+        InputError: no golden crop, or the engine's embeddings have another width.
+    """
+    if len(golden.crops) == 0:
+        raise InputError("There is no golden crop to compare with", expected="at least one", fix="export it again")
     together = embedder.embed(golden.crops)
+    if together.shape != golden.embeddings.shape:
+        raise InputError(
+            f"{embedder.spec.runtime} gives embeddings of another shape than the golden ones",
+            got=together.shape,
+            expected=golden.embeddings.shape,
+        )
     alone = np.concatenate([embedder.embed(golden.crops[i : i + 1]) for i in range(len(golden.crops))])
     worst = [_differences(got, golden.embeddings) for got in (together, alone)]
     return Parity(

@@ -1,6 +1,7 @@
 """From a trained PyTorch model to a bundle: graph, weights, golden embeddings."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -71,7 +72,8 @@ def export_model(
         ModelError: the model gives values that are not finite.
         OutputError: the bundle cannot be written.
     """
-    deployed = DeployedModel(model, facts.input).eval().cpu()
+    # A copy: the caller's model may be in the middle of its training, on another device.
+    deployed = DeployedModel(copy.deepcopy(model), facts.input).eval().cpu()
     crops = golden_crops(facts.input)
     with torch.inference_mode():
         embeddings = deployed(torch.from_numpy(crops)).numpy()

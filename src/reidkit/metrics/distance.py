@@ -1,4 +1,7 @@
-"""Distances between embeddings; smaller is closer. Axes: `query` rows, `gallery` columns, `dim` wide."""
+"""Distances between embeddings; smaller is closer. Axes: `query` rows, `gallery` columns, `dim` wide.
+
+`gallery_dim` has to equal `dim`; it has a name of its own where a function checks that itself.
+"""
 
 from typing import Literal
 
@@ -11,7 +14,7 @@ Metric = Literal["cosine", "euclidean"]
 
 
 def distance_matrix(
-    query: Float[np.ndarray, "query dim"], gallery: Float[np.ndarray, "gallery dim"], metric: Metric = "cosine"
+    query: Float[np.ndarray, "query dim"], gallery: Float[np.ndarray, "gallery gallery_dim"], metric: Metric = "cosine"
 ) -> Float32[np.ndarray, "query gallery"]:
     """Distances of every query to every gallery embedding.
 
@@ -60,7 +63,7 @@ def prepare(embeddings: Float[np.ndarray, "n dim"], metric: Metric, name: str) -
 
 
 def prepared_distances(
-    query: Float32[np.ndarray, "query dim"], gallery: Float32[np.ndarray, "gallery dim"], metric: Metric
+    query: Float32[np.ndarray, "query dim"], gallery: Float32[np.ndarray, "gallery gallery_dim"], metric: Metric
 ) -> Float32[np.ndarray, "query gallery"]:
     """Distances between embeddings that went through `prepare`; a block of rows at a time keeps memory bounded.
 

@@ -71,7 +71,7 @@ class Labels:
     """Identity and camera of each row of a set of embeddings."""
 
     pids: Int[np.ndarray, " n"]
-    camids: Int[np.ndarray, " n"]
+    camids: Int[np.ndarray, " m"]  # m is n: checked below, with a message
 
     def __post_init__(self) -> None:
         if self.pids.shape != self.camids.shape or self.pids.ndim != 1:

@@ -72,30 +72,39 @@ def load_checkpoint(path: Path | str) -> tuple[EmbeddingModel, CheckpointFacts]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as a checkpoint", got=error, expected="a safetensors file") from error
-    if described is None:
+    if not isinstance(described, dict):
         raise ModelError(f"{path} does not say what it is", expected="a checkpoint written by `reid train`")
     try:
         facts = from_dict(CheckpointFacts, described, where="checkpoint")
-        identities = tensors[_CLASSIFIER].shape[0] if _CLASSIFIER in tensors else None
-        model = build_model(facts.architecture, identities=identities)
+        model = build_model(facts.architecture, identities=_identities(tensors))
     except ConfigError as error:
         raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
     load_weights(model, tensors, source=str(path))
     return model.eval(), facts
 
 
+def _identities(tensors: dict[str, torch.Tensor]) -> int | None:
+    """Rows of the classifier; of one that is no table, or has no values, 1: `load_weights` then lists its shape."""
+    if _CLASSIFIER not in tensors:
+        return None
+    classifier = tensors[_CLASSIFIER]
+    return len(classifier) if classifier.ndim == 2 and classifier.numel() > 0 else 1
+
+
 def load_weights(model: EmbeddingModel, tensors: dict[str, torch.Tensor], *, source: str) -> None:
-    """Loads named weights into a model: every one, of the right shape, or none.
+    """Loads named weights into a model: every one, of the right shape and type, or none.
 
     Raises:
-        ModelError: lists what is missing, unexpected and of another shape.
+        ModelError: lists what is missing, unexpected and of another shape or type.
     """
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - wanted.keys())
-    shapes = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if missing or unexpected or shapes:
-        groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    both = sorted(wanted.keys() & tensors.keys())
+    shapes = [name for name in both if wanted[name].shape != tensors[name].shape]
+    types = [name for name in both if wanted[name].dtype != tensors[name].dtype]
+    if missing or unexpected or shapes or types:
+        groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": types}
         got = "; ".join(
             f"{len(v)} {k} ({', '.join(v[:4])}{', …' if len(v) > 4 else ''})" for k, v in groups.items() if v
         )

@@ -1,19 +1,15 @@
 """Engines: `load` opens a bundle on one of them; each engine is one file, and only `load` imports it."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.config import unknown_name
 from reidkit.errors import RuntimeMissing
-
-if TYPE_CHECKING:
-    from reidkit.types import Embedder
+from reidkit.types import Embedder
 
 RuntimeName = Literal["onnxruntime", "openvino", "pytorch"]
 

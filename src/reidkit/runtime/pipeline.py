@@ -1,6 +1,7 @@
 """From picture files to embeddings: threads decode and resize ahead while the engine runs."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from reidkit.errors import DataError, ImageError
+from reidkit.errors import ConfigError, DataError, ImageError
 from reidkit.imaging import stream_crops
 from reidkit.types import Embedder, Progress, no_progress
 
@@ -41,7 +42,8 @@ def embed_files(
 ) -> Extraction:
     """Embeds picture files.
 
-    Memory holds the embeddings and at most `4 * batch_size` decoded crops.
+    Memory holds the embeddings and about `6 * batch_size` crops: four batches decoded ahead, one that fills and one
+    in the engine.
 
     Args:
         embedder: an open model.
@@ -52,9 +54,12 @@ def embed_files(
         progress: called with the number of pictures done.
 
     Raises:
+        ConfigError: `batch_size` is below 1.
         ImageError: a picture cannot be decoded and `unreadable` is "raise".
         DataError: no file is left to embed.
     """
+    if batch_size < 1:
+        raise ConfigError("The batch size is out of range", got=batch_size, expected="1 or more")
     embeddings = np.empty((len(files), embedder.spec.dim), dtype=np.float32)
     rows: list[int] = []
     errors: list[ImageError] = []
@@ -65,18 +70,19 @@ def embed_files(
             embeddings[len(rows) - len(pending) : len(rows)] = embedder.embed(np.stack(pending))
             pending.clear()
 
-    stream = stream_crops(files, embedder.spec.input, threads=threads, ahead=4 * batch_size)
-    for i, crop in enumerate(stream):
-        if isinstance(crop, ImageError):
-            if unreadable == "raise":
-                raise crop
-            errors.append(crop)
-        else:
-            rows.append(i)
-            pending.append(crop)
-            if len(pending) == batch_size:
-                flush()
-        progress(i + 1, len(files))
+    # Closed also when something fails: the threads would decode on for as long as the traceback is held.
+    with closing(stream_crops(files, embedder.spec.input, threads=threads, ahead=4 * batch_size)) as stream:
+        for i, crop in enumerate(stream):
+            if isinstance(crop, ImageError):
+                if unreadable == "raise":
+                    raise crop
+                errors.append(crop)
+            else:
+                rows.append(i)
+                pending.append(crop)
+                if len(pending) == batch_size:
+                    flush()
+            progress(i + 1, len(files))
     flush()
     if not rows:
         raise DataError(

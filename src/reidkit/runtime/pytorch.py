@@ -26,7 +26,9 @@ class PyTorchEmbedder:
 
     def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
         with torch.inference_mode():
-            return self._model(torch.from_numpy(crops).to(self._device)).float().cpu().numpy()
+            # A copy: torch takes no reversed views, and warns of arrays that are read-only, as Pillow's are.
+            pixels = torch.from_numpy(np.array(crops, order="C")).to(self._device)
+            return self._model(pixels).float().cpu().numpy()
 
 
 def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEmbedder:
@@ -36,8 +38,11 @@ def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEm
         RuntimeMissing: PyTorch sees no such device.
         ModelError: the weights do not fit the architecture.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeMissing("PyTorch sees no CUDA device", got=device, fix="say --device cpu")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise RuntimeMissing(f"Unknown device {device!r}", expected="cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise RuntimeMissing("PyTorch sees no such CUDA device", got=device, fix="say --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     spec = spec_of(bundle.manifest, runtime="pytorch", device=device)

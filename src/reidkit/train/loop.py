@@ -4,7 +4,7 @@ import csv
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -31,6 +31,8 @@ from reidkit.types import InputSpec, Progress, Split, Task, no_progress
 
 CHECKPOINT = "model.safetensors"
 LOG = "log.csv"
+
+_LOWER_RATE = "lower the learning rate: --set optim.lr=1e-4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +101,40 @@ def train(
         DataError: nothing to train on.
         ImageError: a crop cannot be decoded.
         RuntimeMissing: the device is not there.
-        TrainingError: too few identities for a batch, or the loss is not a number.
+        TrainingError: too few identities for a batch, or losses or weights that are not finite.
+        OutputError: the folder cannot be written to.
     """
     target = _device(device)
     labels, pids = _labels(split)
-    torch.manual_seed(recipe.seed)
-    crops = _decode(split, recipe.input, on_decode).to(target)
-    model = EmbeddingModel(recipe.model, identities=len(pids)).to(target)
-    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    started = time.perf_counter()
-    rows: list[StepReport] = []
+    next(_batches(labels, recipe, epoch=0))  # too few identities: said before the decoding
+    checkpoint = Path(out) / CHECKPOINT
+    # Opened first: a folder that cannot be written to is refused before the work, not after it.
+    with output_file(Path(out) / LOG) as log:
+        torch.manual_seed(recipe.seed)
+        crops = _decode(split, recipe.input, on_decode).to(target)
+        model = EmbeddingModel(recipe.model, identities=len(pids)).to(target)
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        started = time.perf_counter()
+        rows: list[StepReport] = []
 
-    def report(row: StepReport) -> None:
-        rows.append(row)
-        on_step(row)
+        def report(row: StepReport) -> None:
+            rows.append(row)
+            on_step(row)
 
-    steps = _optimise(model, crops, labels, recipe, report_every, report)
-    seconds = time.perf_counter() - started
-    provenance = Provenance(
-        source=Path(out).name,
-        framework=f"torch {torch.__version__}",
-        dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
-        recipe=to_dict(recipe),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        reidkit=reidkit.__version__,
-    )
-    facts = CheckpointFacts(architecture_of(model), recipe.input, task, provenance)
-    save_checkpoint(Path(out) / CHECKPOINT, model, facts)
-    _write_log(Path(out) / LOG, rows)
-    return TrainedRun(Path(out) / CHECKPOINT, len(pids), len(labels), steps, seconds)
+        steps = _optimise(model, crops, labels, recipe, report_every, report)
+        seconds = time.perf_counter() - started
+        _check_weights(model, steps)
+        provenance = Provenance(
+            source=checkpoint.parent.name,
+            framework=f"torch {torch.__version__}",
+            dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
+            recipe=to_dict(recipe),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            reidkit=reidkit.__version__,
+        )
+        _write_log(log, rows)
+        save_checkpoint(checkpoint, model, CheckpointFacts(architecture_of(model), recipe.input, task, provenance))
+    return TrainedRun(checkpoint, len(pids), len(labels), steps, seconds)
 
 
 def learning_rate(epoch: float, *, epochs: float, peak: float, warmup: float) -> float:
@@ -164,17 +171,11 @@ def _optimise(
     steps = max(1, round(recipe.optim.epochs * len(labels) / (recipe.batches.identities * recipe.batches.crops)))
     window = _Window(steps)
     done = 0
+    epochs = recipe.optim.epochs
     for epoch in itertools.count():  # every epoch has at least one batch, so this ends
-        for indices in identity_batches(
-            labels,
-            identities=recipe.batches.identities,
-            crops=recipe.batches.crops,
-            seed=recipe.seed,
-            epoch=epoch,
-        ):
-            progress = recipe.optim.epochs * done / steps
+        for indices in _batches(labels, recipe, epoch=epoch):
             rate = learning_rate(
-                progress, epochs=recipe.optim.epochs, peak=recipe.optim.lr, warmup=recipe.optim.warmup_epochs
+                epochs * done / steps, epochs=epochs, peak=recipe.optim.lr, warmup=recipe.optim.warmup_epochs
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -184,7 +185,7 @@ def _optimise(
             done += 1
             window.add(losses, len(indices))
             if done % report_every == 0 or done == steps:
-                report(window.close(done, progress, rate))
+                report(window.close(done, epochs * done / steps, rate))
             if done == steps:
                 return done
     raise AssertionError("unreachable")
@@ -196,7 +197,8 @@ def _step(
     with _autocast(x.device, recipe.amp):
         embeddings, logits = model.training_outputs(x.contiguous(memory_format=torch.channels_last))
     identity = identity_loss(logits, targets, smoothing=recipe.loss.label_smoothing)
-    triplet = batch_hard_triplet(embeddings, targets, margin=recipe.loss.margin)
+    margin = None if recipe.loss.margin == "soft" else recipe.loss.margin
+    triplet = batch_hard_triplet(embeddings, targets, margin=margin)
     loss = identity + recipe.loss.triplet_weight * triplet
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -227,7 +229,7 @@ class _Window:
                 f"The loss stopped being a number by step {step}",
                 got=f"identity {identity}, triplet {triplet}",
                 expected="finite losses",
-                fix="lower the learning rate: --set optim.lr=1e-4",
+                fix=_LOWER_RATE,
             )
         speed = self.images / (time.perf_counter() - self.since)
         self._reset()
@@ -239,9 +241,11 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise RuntimeMissing(f"Unknown device {name!r}", expected="cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type not in ("cpu", "cuda"):
+        raise RuntimeMissing(f"Training does not run on {name!r}", expected="cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RuntimeMissing(
-            "PyTorch sees no CUDA device", got=name, fix="say --device cpu, or install PyTorch for CUDA"
+            "PyTorch sees no such CUDA device", got=name, fix="say --device cpu, or install PyTorch for CUDA"
         )
     return device
 
@@ -253,6 +257,23 @@ def _labels(split: Split) -> tuple[np.ndarray, np.ndarray]:
         )
     pids, labels = np.unique([crop.pid for crop in split.train], return_inverse=True)
     return labels.astype(np.int64), pids
+
+
+def _batches(labels: np.ndarray, recipe: Recipe, *, epoch: int) -> Iterator[np.ndarray]:
+    wanted = recipe.batches
+    return identity_batches(labels, identities=wanted.identities, crops=wanted.crops, seed=recipe.seed, epoch=epoch)
+
+
+def _check_weights(model: nn.Module, step: int) -> None:
+    """The last step comes after the last loss, so what it did to the weights is looked at once more."""
+    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise TrainingError(
+            f"{len(bad)} weights are not finite after step {step}",
+            got=", ".join(bad[:4]),
+            expected="finite weights",
+            fix=_LOWER_RATE,
+        )
 
 
 def _decode(split: Split, spec: InputSpec, progress: Progress) -> UInt8[Tensor, "n height width 3"]:

@@ -30,7 +30,7 @@ def batch_hard_triplet(
     Crops whose batch holds no other crop of the identity, or nobody else, are left out of the mean.
     Source: Hermans et al., "In Defense of the Triplet Loss", 2017.
     """
-    distances = pairwise_euclidean(embeddings.float())
+    distances = pairwise_euclidean(embeddings)
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = same & ~itself
@@ -43,7 +43,12 @@ def batch_hard_triplet(
 
 
 def pairwise_euclidean(embeddings: Float[Tensor, "n dim"]) -> Float[Tensor, "n n"]:
-    """Euclidean distances of every pair; the square root keeps a finite slope where two embeddings coincide."""
-    squares = embeddings.square().sum(dim=1)
-    distances = squares[:, None] + squares[None, :] - 2.0 * embeddings @ embeddings.T
-    return distances.clamp(min=1e-12).sqrt()
+    """Euclidean distances of every pair; the square root keeps a finite slope where two embeddings coincide.
+
+    Runs in float32 whatever the autocast type: the difference of squares loses what bfloat16 cannot hold.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        x = embeddings.float()
+        squares = x.square().sum(dim=1)
+        distances = squares[:, None] + squares[None, :] - 2.0 * x @ x.T
+        return distances.clamp(min=1e-12).sqrt()

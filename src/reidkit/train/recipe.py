@@ -1,5 +1,6 @@
 """A training recipe: everything that decides what a run learns, as frozen dataclasses that a TOML file fills."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -30,7 +31,7 @@ class Augment:
 
     Attributes:
         flip: probability of mirroring.
-        pad: pixels of black added on each side before a crop of the input size is cut out again.
+        pad: pixels of the data's mean colour added on each side before a crop of the input size is cut out again.
         color: strength of brightness, contrast and saturation jitter, as a fraction.
         erase: probability of overwriting a random rectangle (Zhong et al., "Random Erasing", AAAI 2020).
     """
@@ -52,17 +53,18 @@ class Loss:
 
     Attributes:
         label_smoothing: share of the target spread over the other identities.
-        margin: of the triplet loss, in units of Euclidean distance; None takes the soft margin.
+        margin: of the triplet loss, in units of Euclidean distance; "soft" takes the soft margin.
         triplet_weight: of the triplet loss against the identity loss.
     """
 
     label_smoothing: float = 0.1
-    margin: float | None = 0.3
+    margin: float | Literal["soft"] = 0.3
     triplet_weight: float = 1.0
 
     def __post_init__(self) -> None:
         _fraction("loss.label_smoothing", self.label_smoothing)
-        _not_negative("loss.margin", self.margin or 0.0)
+        if self.margin != "soft":
+            _not_negative("loss.margin", self.margin)
         _not_negative("loss.triplet_weight", self.triplet_weight)
 
 
@@ -86,8 +88,8 @@ class Optim:
         _not_negative("optim.weight_decay", self.weight_decay)
         _not_negative("optim.warmup_epochs", self.warmup_epochs)
         for name in ("epochs", "lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"optim.{name} is out of range", got=getattr(self, name), expected="above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name} is out of range", got=getattr(self, name), expected="above 0, finite")
 
 
 Amp = Literal["auto", "off", "bfloat16"]
@@ -112,6 +114,19 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     seed: int = 0
     amp: Amp = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        shorter, longer = sorted((self.input.height, self.input.width))
+        # Below this the stem's pooling, or instance normalisation in stage 3, has too few positions to work on.
+        if shorter < 3 or longer < 19:
+            raise ConfigError("The input is too small to train on", got=f"{shorter}x{longer}", expected="at least 3x19")
+        if self.augment.pad >= shorter:
+            raise ConfigError(
+                "augment.pad is out of range",
+                got=self.augment.pad,
+                expected=f"below the input's shorter side, {shorter}",
+            )
 
 
 def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -140,8 +155,8 @@ def _fraction(name: str, value: float) -> None:
 
 
 def _not_negative(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ConfigError(f"{name} is out of range", got=value, expected="0 or above")
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is out of range", got=value, expected="0 or above, finite")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -13,9 +13,10 @@ def identity_batches(
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """Batches of crop indices of one epoch: each holds `identities` different people, `crops` pictures of each.
 
-    Every identity's crops are shuffled and dealt out in groups of `crops`; a last short group is filled up with
-    crops of the same identity drawn again. Batches take the next group of the identities that have the most groups
-    left (ties at random), and the epoch ends when too few identities have one: no loop can hang, whatever the counts.
+    Every identity's crops are shuffled and dealt out in groups of `crops`; a last short group is filled up from the
+    first. A batch draws its identities in proportion to the groups they have left, and the epoch ends when too few
+    identities have one: no loop can hang, whatever the counts. Nobody is in a batch twice, so of people with far more
+    crops than the others an epoch sees only a part; which part changes from epoch to epoch.
     The same seed and epoch give the same batches.
 
     Args:
@@ -47,7 +48,6 @@ def identity_batches(
 
 
 def _deal(indices: Int[np.ndarray, " k"], crops: int, rng: np.random.Generator) -> list[Int[np.ndarray, " crops"]]:
-    shuffled = rng.permutation(indices)
-    short = -len(shuffled) % crops
-    filled = np.concatenate([shuffled, rng.choice(indices, short, replace=short > len(indices))])
-    return list(filled.reshape(-1, crops))
+    groups = -(-len(indices) // crops)
+    # Repeated from the start: a group holds a crop twice only where the identity has fewer than a group wants.
+    return list(np.resize(rng.permutation(indices), (groups, crops)))

@@ -47,15 +47,15 @@ def draw_camera(seed: int, camera: int) -> Camera:
     rng = generator(seed, Stream.CAMERA, camera)
     # Steps of the golden ratio fill a range evenly, however many are taken.
     exposure, hue, sharp = ((float(s) + camera * _GOLDEN * k) % 1.0 for s, k in zip(start, (1, 2, 3), strict=True))
-    cast = 0.11 * math.sqrt(rng.uniform(0.4, 1.0))
+    cast = 0.10 * math.sqrt(rng.uniform(0.4, 1.0))
     red, green, blue = (1.0 + cast * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3))
     least = 64 + 40 * sharp
     return Camera(
-        stops=1.2 * exposure - 0.6,
+        stops=0.9 * exposure - 0.45,
         gains=(red, 1.0 + 0.5 * (green - 1.0), blue),
         contrast=float(rng.uniform(0.88, 1.15)),
         haze=float(rng.uniform(0.0, 0.07)),
-        saturation=float(rng.uniform(0.8, 1.0)),
+        saturation=float(rng.uniform(0.85, 1.0)),
         blur=float(rng.uniform(0.2, 0.6)),
         noise=float(rng.uniform(1.5, 5.0)),
         detail=(least, least * 1.6),
@@ -65,7 +65,7 @@ def draw_camera(seed: int, camera: int) -> Camera:
 
 def develop(camera: Camera, pixels: Pixels, rng: np.random.Generator) -> bytes:
     """Turns linear light into the JPEG that this camera would have saved at this moment."""
-    gains = np.array(camera.gains) * rng.normal(1.0, 0.03, 3) * 2.0 ** (camera.stops + rng.normal(0.0, 0.22))
+    gains = np.array(camera.gains) * rng.normal(1.0, 0.03, 3) * 2.0 ** (camera.stops + rng.normal(0.0, 0.15))
     light = np.maximum(pixels, 0.0) * gains.astype(np.float32)[:, None, None]
     # Bright light runs into the white softly, as film and sensors with a shoulder do.
     tones = np.sqrt(light / (1.0 + 0.35 * light) * 1.35)
@@ -90,4 +90,4 @@ def _sensed(camera: Camera, image: Image.Image, rng: np.random.Generator) -> Ima
     if rng.random() < 0.1:  # moved while the shutter was open
         shift = int(rng.integers(1, 3))
         crop = Image.blend(crop, crop.transform(crop.size, Image.Transform.AFFINE, (1, 0, shift, 0, 1, 0)), 0.5)
-    return crop.filter(ImageFilter.GaussianBlur(camera.blur * float(rng.uniform(0.6, 1.4))))
+    return crop.filter(ImageFilter.BoxBlur(camera.blur * float(rng.uniform(0.6, 1.4))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from reidkit.data.synth.camera import Camera, develop
+from reidkit.data.synth.camera import CROP_HEIGHT, CROP_WIDTH, Camera, develop
 from reidkit.data.synth.cloth import draw_folds
 from reidkit.data.synth.figure import draw_person
 from reidkit.data.synth.identity import Identity
@@ -15,8 +15,8 @@ from reidkit.data.synth.pose import View, draw_pose
 from reidkit.data.synth.scene import HEIGHT, WIDTH, Scene
 from reidkit.data.synth.solids import Canvas, Pixels
 
-# Painted half as large again as the crop: solids have soft edges of their own, so no more is needed.
-_WIDE, _HIGH = 96, 192
+# Painted at the size of the crop: solids have soft edges of their own, so nothing is gained by painting larger.
+_WIDE, _HIGH = CROP_WIDTH, CROP_HEIGHT
 _TALL = 1.7  # metres
 
 
@@ -39,13 +39,13 @@ class Framing:
 
 def good_framing(rng: np.random.Generator) -> Framing:
     """A detector's usual box: around the person, a little loose or a little tight."""
-    height = float(np.clip(rng.normal(0.88, 0.055), 0.74, 1.02))
+    height = float(np.clip(rng.normal(0.90, 0.045), 0.78, 1.02))
     spare = 1.0 - height
     return Framing(
         height=height,
         foot=1.0 - spare * float(rng.uniform(0.15, 0.75)) + float(rng.normal(0.0, 0.012)),
-        x=float(rng.normal(0.5, 0.045)),
-        stretch=float(rng.uniform(1.0, 1.32)),
+        x=float(rng.normal(0.5, 0.04)),
+        stretch=float(rng.uniform(1.1, 1.38)),
     )
 
 
@@ -76,13 +76,13 @@ def draw_crop(scene: Scene, camera: Camera, who: Identity, framing: Framing, pas
     pixels = _background(scene, framing, rng)
     canvas = Canvas(pixels, scene.light)
     x, ground, height = framing.x * _WIDE, framing.foot * _HIGH, framing.height * _HIGH
-    if rng.random() < 0.12:
+    if rng.random() < 0.08:
         far = float(rng.uniform(0.6, 0.85))
-        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(22, 46)), ground - (1 - far) * 0.5 * height, far * height, framing, rng)
+        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(0.13, 0.27) * height), ground - (1 - far) * 0.5 * height, far * height, framing, rng)
     _walk(canvas, scene, who, x, ground, height, framing, rng)
-    if rng.random() < 0.03:
-        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(34, 46)), ground + 0.06 * height, 1.08 * height, framing, rng)
-    if rng.random() < 0.12:
+    if rng.random() < 0.02:
+        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.27) * height), ground + 0.06 * height, 1.08 * height, framing, rng)
+    if rng.random() < 0.1:
         draw_occluder(canvas, x, ground, height, rng)
     canvas.paint()
     _cast_shade(pixels, rng)
@@ -117,10 +117,10 @@ def _background(scene: Scene, framing: Framing, rng: np.random.Generator) -> Pix
 
 def _cast_shade(pixels: Pixels, rng: np.random.Generator) -> None:
     """Now and then the shadow of a house or a tree falls across the box."""
-    if rng.random() > 0.2:
+    if rng.random() > 0.15:
         return
     slope, offset = float(rng.normal(0.0, 1.2)), float(rng.uniform(-0.5, 0.5))
     y = np.linspace(-0.5, 0.5, _HIGH, dtype=np.float32)[:, None]
     x = np.linspace(-0.5, 0.5, _WIDE, dtype=np.float32)[None, :]
     inside = np.clip((y + slope * x - offset) * float(rng.choice([-14.0, 14.0])) + 0.5, 0.0, 1.0)
-    pixels *= 1.0 - float(rng.uniform(0.3, 0.55)) * inside
+    pixels *= 1.0 - float(rng.uniform(0.25, 0.45)) * inside

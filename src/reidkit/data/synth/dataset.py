@@ -20,6 +20,7 @@ TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 MAX_IDENTITIES, MAX_CAMERAS, MAX_CROPS = 9999, 9, 999
 _CHUNK = 32
 _WORTH_A_PROCESS = 150
+_FIRST_PASSER_BY, _PASSERS_BY = 10**9, 60  # beyond every identity and distractor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def synthesize(
     *,
     identities: int = 60,
     cameras: int = 4,
-    crops_per_camera: int = 6,
+    crops_per_camera: int = 8,
     seed: int = 0,
     test_fraction: float = 0.5,
     workers: int | None = None,
@@ -175,6 +176,6 @@ def _draw_chunk(seed: int, folder: Path, scene: Scene, jobs: list[_Job]) -> int:
     for job in jobs:
         rng = generator(seed, job.stream, job.number, job.camera, job.index)
         framing = bad_framing(rng) if job.stream is Stream.JUNK else good_framing(rng)
-        passer_by = draw_identity(seed, MAX_IDENTITIES * 2 + int(rng.integers(10_000)))
+        passer_by = draw_identity(seed, _FIRST_PASSER_BY + int(rng.integers(_PASSERS_BY)))
         (folder / job.name).write_bytes(draw_crop(scene, camera, draw_identity(seed, job.number), framing, passer_by, rng))
     return len(jobs)

@@ -196,7 +196,7 @@ def _arm(s: Sitter, arm: Arm) -> None:
     view, who, limbs = s.view, s.who, s.who.build.limbs
     skin = linear(who.skin)
     shoulder, elbow, wrist, hand = (view.point(p) for p in (arm.shoulder, arm.elbow, arm.wrist, arm.hand))
-    above, below = np.array([0.029, 0.032, 0.030, 0.027]) * limbs, np.array([0.027, 0.027, 0.023, 0.018]) * limbs
+    above, below = np.array([0.023, 0.031, 0.030, 0.027]) * limbs, np.array([0.027, 0.027, 0.023, 0.018]) * limbs
     cuff = {"tank top": 0.0, "t-shirt": 0.62}.get(who.upper, 2.0)
     thick = 0.007 if who.upper in ("hoodie", "jacket", "coat") else 0.004
     upper_sleeve, lower_sleeve = (cloth(_sleeve(who), view.heading, s.folds, top=t, span=0.45) for t in (0.12, 0.55))

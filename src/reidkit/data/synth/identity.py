@@ -1,12 +1,13 @@
 """Who a person is: build, skin, hair, clothes, bag and hat. The same whichever camera looks.
 
-Colours are sRGB, 0 to 1. Identities are dealt from a shuffled deck of (upper, lower) colours, so two people of one
-data set wear the same pair only after every pair has been worn once.
+Colours are sRGB, 0 to 1. (Upper, lower) colours are dealt from a shuffled deck, so two people of one
+data set wear the same pair only after every pair has been worn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -81,34 +82,29 @@ class Identity:
     hat_color: Color
 
 
-UPPER_COLORS: dict[str, Color] = {
-    "black": (0.09, 0.09, 0.10),
-    "white": (0.92, 0.92, 0.90),
-    "grey": (0.50, 0.51, 0.53),
-    "red": (0.78, 0.10, 0.12),
-    "orange": (0.93, 0.47, 0.10),
-    "yellow": (0.93, 0.80, 0.16),
-    "lime": (0.58, 0.78, 0.22),
-    "green": (0.10, 0.45, 0.22),
-    "turquoise": (0.16, 0.68, 0.66),
-    "sky": (0.48, 0.70, 0.90),
-    "blue": (0.13, 0.28, 0.74),
-    "purple": (0.44, 0.20, 0.58),
-    "pink": (0.93, 0.56, 0.68),
-    "brown": (0.40, 0.25, 0.14),
-}
-LOWER_COLORS: dict[str, Color] = {
-    "black": (0.08, 0.08, 0.09),
-    "white": (0.88, 0.87, 0.84),
-    "grey": (0.48, 0.49, 0.50),
-    "denim": (0.26, 0.40, 0.62),
-    "navy": (0.10, 0.14, 0.34),
-    "khaki": (0.72, 0.62, 0.43),
-    "brown": (0.38, 0.24, 0.14),
-    "olive": (0.36, 0.40, 0.18),
-    "wine": (0.50, 0.08, 0.16),
-    "rose": (0.86, 0.50, 0.58),
-}
+UPPER_COLORS: tuple[Color, ...] = (
+    (0.09, 0.09, 0.10),  # black
+    (0.92, 0.92, 0.90),  # white
+    (0.50, 0.51, 0.53),  # grey
+    (0.78, 0.10, 0.12),  # red
+    (0.95, 0.50, 0.10),  # orange
+    (0.94, 0.82, 0.18),  # yellow
+    (0.12, 0.50, 0.22),  # green
+    (0.42, 0.72, 0.92),  # sky
+    (0.13, 0.28, 0.76),  # blue
+    (0.46, 0.20, 0.60),  # purple
+    (0.95, 0.56, 0.70),  # pink
+    (0.40, 0.25, 0.14),  # brown
+)
+LOWER_COLORS: tuple[Color, ...] = (
+    (0.08, 0.08, 0.09),  # black
+    (0.90, 0.89, 0.86),  # white
+    (0.30, 0.46, 0.70),  # denim
+    (0.74, 0.63, 0.42),  # khaki
+    (0.11, 0.16, 0.42),  # navy
+    (0.62, 0.10, 0.16),  # wine
+    (0.34, 0.44, 0.18),  # olive
+)
 _SKIN: tuple[Color, ...] = ((0.96, 0.80, 0.69), (0.88, 0.69, 0.55), (0.76, 0.56, 0.42), (0.56, 0.38, 0.27), (0.36, 0.24, 0.18))
 _HAIR: tuple[Color, ...] = (
     (0.07, 0.06, 0.06),
@@ -137,13 +133,13 @@ _BAG: tuple[Color, ...] = (
     (0.84, 0.83, 0.80),
 )
 _PATTERNS: dict[Pattern, float] = {
-    "plain": 0.28,
-    "stripes": 0.18,
-    "pinstripes": 0.06,
-    "checks": 0.12,
-    "block": 0.14,
-    "logo": 0.12,
-    "sleeves": 0.10,
+    "plain": 0.42,
+    "stripes": 0.16,
+    "pinstripes": 0.04,
+    "checks": 0.08,
+    "block": 0.13,
+    "logo": 0.10,
+    "sleeves": 0.07,
 }
 _WOMAN_UPPER: dict[UpperKind, float] = {"t-shirt": 0.32, "long sleeve": 0.25, "tank top": 0.15, "hoodie": 0.06, "jacket": 0.12, "coat": 0.1}
 _MAN_UPPER: dict[UpperKind, float] = {"t-shirt": 0.4, "long sleeve": 0.22, "tank top": 0.05, "hoodie": 0.13, "jacket": 0.14, "coat": 0.06}
@@ -151,8 +147,8 @@ _WOMAN_LOWER: dict[LowerKind, float] = {"trousers": 0.32, "wide trousers": 0.1, 
 _MAN_LOWER: dict[LowerKind, float] = {"trousers": 0.5, "wide trousers": 0.2, "shorts": 0.3}
 _WOMAN_HAIR: dict[HairStyle, float] = {"short": 0.06, "curly": 0.1, "bob": 0.22, "long": 0.3, "ponytail": 0.2, "bun": 0.12}
 _MAN_HAIR: dict[HairStyle, float] = {"bald": 0.14, "short": 0.66, "curly": 0.16, "ponytail": 0.04}
-_BAGS: dict[BagKind | None, float] = {None: 0.42, "backpack": 0.26, "handbag": 0.14, "shoulder bag": 0.18}
-_HATS: dict[HatKind | None, float] = {None: 0.76, "cap": 0.13, "beanie": 0.06, "sun hat": 0.05}
+_BAGS: dict[BagKind | None, float] = {None: 0.36, "backpack": 0.32, "handbag": 0.14, "shoulder bag": 0.18}
+_HATS: dict[HatKind | None, float] = {None: 0.68, "cap": 0.17, "beanie": 0.10, "sun hat": 0.05}
 
 T = TypeVar("T")
 
@@ -163,6 +159,7 @@ def choose(rng: np.random.Generator, weights: dict[T, float]) -> T:
     return list(weights)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
 
 
+@lru_cache(maxsize=1024)
 def draw_identity(seed: int, number: int) -> Identity:
     """The person of that number, 0 or above: the same for the same seed, however many others are drawn."""
     rng = generator(seed, Stream.IDENTITY, number)
@@ -189,21 +186,23 @@ def draw_identity(seed: int, number: int) -> Identity:
         bag=choose(rng, _BAGS),
         bag_color=_distinct(rng, _BAG, upper_color),
         hat=choose(rng, _HATS),
-        hat_color=_pick(rng, tuple(UPPER_COLORS.values())),
+        hat_color=_pick(rng, UPPER_COLORS),
     )
 
 
 def _dealt_colors(seed: int, number: int) -> tuple[Color, Color]:
-    pairs = [(upper, lower) for upper in UPPER_COLORS.values() for lower in LOWER_COLORS.values()]
-    deal, place = divmod(number, len(pairs))
-    return pairs[int(generator(seed, Stream.DECK, deal).permutation(len(pairs))[place])]
+    # Round after round of all upper colours, each time with the next lower colour: any dozen people in a row differ
+    # above, and a pair comes back only when all pairs have been worn.
+    deal, place = divmod(number, len(UPPER_COLORS))
+    upper = int(generator(seed, Stream.DECK, deal).permutation(len(UPPER_COLORS))[place])
+    lowers = generator(seed, Stream.DECK).permutation(len(LOWER_COLORS))
+    return UPPER_COLORS[upper], LOWER_COLORS[int(lowers[(upper + deal) % len(LOWER_COLORS)])]
 
 
 def _garment(rng: np.random.Generator, color: Color, pattern: Pattern) -> Garment:
-    colors = tuple(UPPER_COLORS.values())
     tint = rng.uniform(-0.025, 0.025, 3)
     base = tuple(float(c) for c in np.clip(np.array(color) + tint, 0.03, 0.96))
-    return Garment((base[0], base[1], base[2]), _distinct(rng, colors, color), _distinct(rng, colors, color), pattern)
+    return Garment((base[0], base[1], base[2]), _distinct(rng, UPPER_COLORS, color), _distinct(rng, UPPER_COLORS, color), pattern)
 
 
 def _build(rng: np.random.Generator, woman: bool) -> Build:

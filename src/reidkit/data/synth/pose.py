@@ -15,7 +15,7 @@ from reidkit.data.synth.identity import Build
 ANKLE = 0.042
 KNEE = 0.275
 HIP = 0.515
-SHOULDER = 0.792
+SHOULDER = 0.785
 NECK = 0.838
 HEAD = 0.925
 

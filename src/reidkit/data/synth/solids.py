@@ -110,6 +110,8 @@ class Canvas:
 
     def paint(self) -> None:
         """Puts all strokes on the picture, in the order in which they came."""
+        if not self._strokes:
+            return
         tubes = [(stroke, window) for stroke in self._strokes if isinstance(stroke, _Tube) and (window := self._around(stroke))]
         surfaces = dict(zip((id(tube) for tube, _ in tubes), zip((w for _, w in tubes), self._surfaces(tubes), strict=True), strict=True))
         for stroke in self._strokes:
@@ -122,7 +124,7 @@ class Canvas:
         self._strokes.clear()
 
     def _around(self, tube: _Tube) -> _Window | None:
-        reach = float(np.max(tube.radii)) + 1.0
+        reach = float(max(tube.radii)) + 1.0
         (x0, y0), (x1, y1) = tube.start, tube.end
         return self._window(min(x0, x1) - reach, min(y0, y1) - reach, max(x0, x1) + reach, max(y0, y1) + reach)
 

@@ -1,0 +1,72 @@
+"""`reid demo`: the main job from end to end, on people drawn by program."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reidkit.atomic import output_directory
+from reidkit.cli import bench, console, data, evaluate, export, options, search, train, verify
+from reidkit.data import load_split
+from reidkit.deploy.bench import Latency
+from reidkit.deploy.verify import Parity
+from reidkit.evaluate import Report
+from reidkit.report.contact_sheet import write_sheet
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw people, train, export, verify, measure, time and search: five minutes on two processor cores."""
+    started = time.perf_counter()
+    with output_directory(out, overwrite=overwrite):
+        pass  # an empty folder: nothing of an earlier demo is mistaken for this one's
+    people, run, bundle, page = out / "people", out / "run", out / "demo.reid", out / "search.html"
+    _headline("1/7  drawing people")
+    data.synth(people, identities=100)
+    _draw_people(people, out / "people.png")
+    _headline("2/7  training")
+    train.train(people, run, recipe="demo")
+    _headline("3/7  exporting")
+    export.export(run, bundle, licence="permissive")
+    _headline("4/7  verifying every installed engine")
+    parities = verify.verify(bundle)
+    _headline("5/7  measuring accuracy on people it has never seen")
+    report = evaluate.evaluate(bundle, people, json_file=out / "accuracy.json", record=True)
+    _headline("6/7  measuring speed")
+    rows = bench.bench(bundle, seconds=0.3, csv_file=out / "latency.csv", plot=out / "latency.png")
+    _headline("7/7  searching")
+    search.search(bundle, page, data=people)
+    _summary(report, parities, rows, time.perf_counter() - started)
+    console.say(f"The model: {bundle}. The people: {out / 'people.png'}. The latency plot: {out / 'latency.png'}.")
+    console.out.print(f"[bold]Now open[/] {console.escape(page.resolve().as_uri())}", soft_wrap=True)
+
+
+def _headline(text: str) -> None:
+    console.out.rule(f"[bold]{text}", align="left")
+
+
+def _draw_people(root: Path, sheet: Path, *, shown: int = 8, pictures: int = 12) -> None:
+    split = load_split(root)
+    rows: dict[int, list[Path]] = {}
+    for crop in split.train:
+        rows.setdefault(crop.pid, []).append(crop.path)
+    chosen = list(rows.items())[:shown]
+    write_sheet(sheet, [(f"identity {split.pid_names[pid]}", paths[:pictures]) for pid, paths in chosen])
+
+
+def _summary(report: Report, parities: list[Parity], rows: list[Latency], seconds: float) -> None:
+    ranking = report.ranking
+    single = min((row for row in rows if row.batch == 1 and not row.decode), key=lambda row: row.median_ms)
+    busiest = max((row for row in rows if row.decode), key=lambda row: row.images_per_second)
+    table = console.table("What the demo measured", "", "")
+    table.add_row("mAP on unseen people", f"{ranking.mean_ap:.1%}")
+    table.add_row("rank-1", f"{ranking.cmc(1):.1%}")
+    table.add_row("mINP", f"{ranking.mean_inp:.1%}")
+    table.add_row("engines that agree with PyTorch", ", ".join(parity.runtime for parity in parities))
+    table.add_row("one crop", f"{single.median_ms:.1f} ms on {single.runtime}")
+    table.add_row("from JPEG to embedding", f"{busiest.images_per_second:.0f} images/s on {busiest.runtime}")
+    table.add_row("the whole demo", f"{seconds:.0f} s")
+    console.out.print(table)

@@ -1,0 +1,239 @@
+import errno
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reidkit.data.synth import synthesize
+from reidkit.data.synth.identity import LOWER_COLORS, UPPER_COLORS, draw_identity
+from reidkit.errors import ConfigError, OutputError
+
+MARKET = re.compile(r"(-1|\d{4})_c([1-9])s([1-6])_(\d{6})_(\d{2})\.jpg")
+FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+
+
+def parsed(folder: Path) -> list[tuple[int, int]]:
+    """(pid, camera) of every file, by Market-1501's own pattern; any other name fails."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = MARKET.fullmatch(path.name)
+        assert match, path.name
+        found.append((int(match[1]), int(match[2])))
+    return found
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*.jpg"))
+    }
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return synthesize(tmp_path_factory.mktemp("synth") / "small", identities=6, cameras=3, crops_per_camera=3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    out = tmp_path_factory.mktemp("synth") / "crowd"
+    return synthesize(out, identities=34, cameras=4, crops_per_camera=3, seed=1, test_fraction=0.9, workers=1)
+
+
+def test_folders_and_counts(small):
+    assert sorted(path.name for path in small.iterdir()) == sorted(FOLDERS)
+    assert Counter(parsed(small / "bounding_box_train")) == {(pid, cam): 3 for pid in (1, 2, 3) for cam in (1, 2, 3)}
+    assert Counter(parsed(small / "query")) == {(pid, cam): 1 for pid in (4, 5, 6) for cam in (1, 2, 3)}
+    gallery = Counter(pid for pid, _ in parsed(small / "bounding_box_test"))
+    assert gallery == {4: 6, 5: 6, 6: 6, 0: 2, -1: 2}
+
+
+def test_train_and_test_share_nobody(small):
+    train = {pid for pid, _ in parsed(small / "bounding_box_train")}
+    query = {pid for pid, _ in parsed(small / "query")}
+    gallery = {pid for pid, _ in parsed(small / "bounding_box_test")}
+    assert not train & (query | gallery)
+    assert gallery - query == {0, -1}
+
+
+def test_a_query_file_is_in_no_gallery(small):
+    assert not {p.name for p in (small / "query").iterdir()} & {p.name for p in (small / "bounding_box_test").iterdir()}
+
+
+def test_crops_are_jpeg_64_by_128(small):
+    for path in small.rglob("*.jpg"):
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128)), path.name
+
+
+def test_no_two_crops_are_the_same_and_none_is_blank(small):
+    assert len(set(hashes(small).values())) == len(list(small.rglob("*.jpg")))
+    for path in small.rglob("*.jpg"):
+        with Image.open(path) as image:
+            assert np.asarray(image).std() > 5, path.name
+
+
+def test_the_first_train_crop_is_named_as_in_market(small):
+    assert min(p.name for p in (small / "bounding_box_train").iterdir()) == "0001_c1s1_000151_00.jpg"
+
+
+def test_the_same_bytes_with_two_workers_and_with_one(small, tmp_path):
+    again = synthesize(
+        tmp_path / "again", identities=6, cameras=3, crops_per_camera=3, seed=5, workers=2
+    )  # the fixture drew in this process
+    assert hashes(again) == hashes(small)
+
+
+def test_another_seed_draws_other_pictures_under_the_same_names(small, tmp_path):
+    other = synthesize(tmp_path / "other", identities=6, cameras=3, crops_per_camera=3, seed=6, workers=1)
+    a, b = hashes(small), hashes(other)
+    assert a.keys() == b.keys()
+    assert not set(a.values()) & set(b.values())
+
+
+def test_a_person_stays_the_same_when_more_are_drawn(small, tmp_path):
+    more = synthesize(tmp_path / "more", identities=8, cameras=2, crops_per_camera=2, seed=5, workers=1)
+    name = "bounding_box_train/0002_c2s1_000176_00.jpg"
+    assert (more / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_progress_counts_every_file(tmp_path):
+    calls = []
+    out = synthesize(
+        tmp_path / "d", identities=4, cameras=2, crops_per_camera=2, workers=1, progress=lambda *c: calls.append(c)
+    )
+    total = len(list(out.rglob("*.jpg")))
+    assert calls[0] == (0, total)
+    assert calls[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_a_dozen_people_in_a_row_wear_a_dozen_colours_and_no_pair_twice():
+    def nearest(color, palette):
+        return int(np.argmin([np.abs(np.subtract(color, other)).sum() for other in palette]))
+
+    people = [draw_identity(3, number) for number in range(len(UPPER_COLORS) * len(LOWER_COLORS))]
+    uppers = [nearest(who.upper_cloth.color, UPPER_COLORS) for who in people]
+    assert all(len(set(uppers[i : i + 12])) == 12 for i in range(0, len(uppers), 12))
+    assert draw_identity(3, 0) == people[0]
+    trousered = [
+        (upper, nearest(who.lower_cloth.color, LOWER_COLORS))
+        for who, upper in zip(people, uppers, strict=True)
+        if who.lower_cloth != who.upper_cloth
+    ]
+    assert len(set(trousered)) == len(trousered)
+
+
+def average_precisions(root: Path, size: tuple[int, int], metric: str) -> list[float]:
+    """Market's protocol by hand: for each query, walk down the gallery by distance of raw pixels."""
+
+    def pixels(path):
+        with Image.open(path) as image:
+            return np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float64).ravel()
+
+    gallery = []
+    for path in sorted((root / "bounding_box_test").iterdir()):
+        pid, cam = (int(part) for part in MARKET.fullmatch(path.name).group(1, 2))
+        if pid != -1:
+            gallery.append((pid, cam, pixels(path)))
+    result = []
+    for path in sorted((root / "query").iterdir()):
+        pid, cam = (int(part) for part in MARKET.fullmatch(path.name).group(1, 2))
+        mine = pixels(path)
+        ranked = []
+        for other_pid, other_cam, values in gallery:
+            if (other_pid, other_cam) == (pid, cam):
+                continue
+            if metric == "euclidean":
+                distance = float(np.linalg.norm(mine - values))
+            else:
+                distance = 1 - float(mine @ values / np.linalg.norm(mine) / np.linalg.norm(values))
+            ranked.append((distance, other_pid == pid))
+        hits, precisions = 0, []
+        for rank, (_, right) in enumerate(sorted(ranked), start=1):
+            if right:
+                hits += 1
+                precisions.append(hits / rank)
+        result.append(sum(precisions) / len(precisions))
+    return result
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_raw_pixels_do_not_find_people_across_cameras(crowd, metric):
+    precisions = average_precisions(crowd, (16, 32), metric)
+    assert len(precisions) == 31 * 4
+    # Chance is about 0.04: nearness of pixels says something, and far from enough.
+    assert 0.05 < np.mean(precisions) < 0.30
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"identities": 3}, ["identities is out of range", "got: 3", "4 to 9999"]),
+        ({"identities": 10_000}, ["identities is out of range", "got: 10000", "four digits"]),
+        ({"cameras": 1}, ["cameras is out of range", "got: 1", "2 to 9", "another camera"]),
+        ({"cameras": 10}, ["cameras is out of range", "got: 10", "one digit"]),
+        ({"crops_per_camera": 1}, ["crops_per_camera is out of range", "got: 1", "one is the query"]),
+        ({"seed": -1}, ["seed is out of range", "got: -1"]),
+        ({"workers": 0}, ["workers is out of range", "got: 0"]),
+        ({"test_fraction": 1.0}, ["cannot be split", "60 identities with test_fraction 1.0", "at least 2"]),
+        ({"identities": 5, "test_fraction": 0.2}, ["cannot be split", "5 identities", "nearer to 0.5"]),
+    ],
+)
+def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path, options, words):
+    with pytest.raises(ConfigError) as caught:
+        synthesize(tmp_path / "out", **options)
+    for word in words:
+        assert word in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_stays_unless_overwritten(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match="out already exists"):
+        synthesize(out, identities=4, cameras=2, crops_per_camera=2, workers=1)
+    assert (out / "precious.txt").read_text() == "mine"
+    synthesize(out, identities=4, cameras=2, crops_per_camera=2, workers=1, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == sorted(FOLDERS)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "out", identities=4, cameras=2, crops_per_camera=2, workers=1, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"Cannot write .*out[\s\S]*free some space"):
+        synthesize(tmp_path / "out", identities=4, cameras=2, crops_per_camera=2, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from reidkit.data.synth import synthesize\n"
+        f"synthesize({str(tmp_path / 'out')!r}, identities=4, cameras=2, crops_per_camera=2, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "A process that drew pictures died" in done.stderr
+    assert "__name__ == '__main__'" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]

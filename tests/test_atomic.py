@@ -1,0 +1,298 @@
+import errno
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from conditions import unprivileged
+
+from reidkit.atomic import output_directory, output_file
+from reidkit.errors import OutputError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fill_directory(path: Path, text: str, *, overwrite: bool = False) -> None:
+    with output_directory(path, overwrite=overwrite) as folder:
+        (folder / "a.txt").write_text(text)
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b.txt").write_text(text)
+
+
+def fill_file(path: Path, text: str) -> None:
+    with output_file(path) as temporary:
+        temporary.write_text(text)
+
+
+Output = Callable[[Path], AbstractContextManager[Path]]
+BOTH = pytest.mark.parametrize("output", [output_file, output_directory])
+
+
+def raise_on(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, number: int, *, call: int = 1) -> None:
+    """Makes the `call`-th call of a function fail with that errno; the others are as they were."""
+    original, calls = getattr(owner, name), []
+
+    def failing(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == call:
+            raise OSError(number, os.strerror(number))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+class TestFile:
+    def test_it_appears_when_the_block_ends_and_not_before(self, tmp_path):
+        target = tmp_path / "new" / "folders" / "a.json"
+        with output_file(str(target)) as temporary:
+            temporary.write_text("whole")
+            assert temporary.parent == target.parent
+            assert temporary.suffix == ".json"
+            assert not target.exists()
+        assert target.read_text() == "whole"
+        assert names(target.parent) == ["a.json"]
+
+    def test_it_replaces_an_older_one(self, tmp_path):
+        fill_file(tmp_path / "a.json", "old")
+        fill_file(tmp_path / "a.json", "new")
+        assert (tmp_path / "a.json").read_text() == "new"
+        assert names(tmp_path) == ["a.json"]
+
+    @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OutputError("no")])
+    def test_when_the_block_raises_the_old_one_stays(self, tmp_path, error):
+        fill_file(tmp_path / "a.json", "old")
+        with pytest.raises(type(error)), output_file(tmp_path / "a.json") as temporary:
+            temporary.write_text("ha")
+            raise error
+        assert (tmp_path / "a.json").read_text() == "old"
+        assert names(tmp_path) == ["a.json"]
+
+    def test_a_folder_in_its_place_is_refused(self, tmp_path):
+        (tmp_path / "a.json").mkdir()
+        with pytest.raises(OutputError) as caught:
+            fill_file(tmp_path / "a.json", "new")
+        assert str(caught.value) == (
+            f"Cannot write {tmp_path / 'a.json'}\n  got: Is a directory\n  to do: choose another name"
+        )
+        assert names(tmp_path) == ["a.json"]
+
+    def test_a_pipe_in_its_place_is_refused(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OutputError, match="got: no plain file in its place\n  to do: choose another name"):
+            fill_file(tmp_path / "pipe", "new")
+        assert (tmp_path / "pipe").is_fifo()
+
+    def test_the_file_of_the_block_itself_must_be_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError), output_file(tmp_path / "a.json") as temporary:
+            temporary.unlink()
+        assert names(tmp_path) == []
+
+
+class TestDirectory:
+    def test_it_appears_when_the_block_ends_and_not_before(self, tmp_path):
+        target = tmp_path / "new" / "m.reid"
+        with output_directory(str(target)) as folder:
+            (folder / "a.txt").write_text("whole")
+            assert not target.exists()
+        assert (target / "a.txt").read_text() == "whole"
+        assert names(target.parent) == ["m.reid"]
+
+    def test_one_that_stands_there_is_refused_before_anything_is_done(self, tmp_path):
+        fill_directory(tmp_path / "m.reid", "old")
+        with pytest.raises(OutputError) as caught, output_directory(tmp_path / "m.reid"):
+            pytest.fail("the block must not run")
+        assert str(caught.value) == (
+            f"{tmp_path / 'm.reid'} already exists\n  to do: choose another name, or say --overwrite"
+        )
+
+    def test_overwrite_replaces_all_of_it_at_the_end(self, tmp_path):
+        target = tmp_path / "m.reid"
+        fill_directory(target, "old")
+        with output_directory(target, overwrite=True) as folder:
+            (folder / "new.txt").write_text("new")
+            assert (target / "inner" / "b.txt").read_text() == "old"
+        assert names(target) == ["new.txt"]
+        assert names(tmp_path) == ["m.reid"]
+
+    @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+    def test_when_the_block_raises_the_old_one_stays(self, tmp_path, error):
+        fill_directory(tmp_path / "m.reid", "old")
+        with pytest.raises(type(error)), output_directory(tmp_path / "m.reid", overwrite=True) as folder:
+            (folder / "a.txt").write_text("half")
+            raise error
+        assert (tmp_path / "m.reid" / "a.txt").read_text() == "old"
+        assert names(tmp_path) == ["m.reid"]
+
+    @pytest.mark.parametrize("call", [1, 2])
+    def test_when_a_rename_fails_the_old_one_is_back(self, tmp_path, monkeypatch, call):
+        fill_directory(tmp_path / "m.reid", "old")
+        raise_on(monkeypatch, Path, "rename", errno.EACCES, call=call)
+        with pytest.raises(OutputError, match="choose a folder that you may write to"):
+            fill_directory(tmp_path / "m.reid", "new", overwrite=True)
+        assert (tmp_path / "m.reid" / "inner" / "b.txt").read_text() == "old"
+        assert names(tmp_path) == ["m.reid"]
+
+    def test_an_interrupt_between_the_renames_brings_the_old_one_back(self, tmp_path, monkeypatch):
+        fill_directory(tmp_path / "m.reid", "old")
+        rename, calls = Path.rename, []
+
+        def interrupted(self: Path, target: Path) -> Path:
+            calls.append(target)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fill_directory(tmp_path / "m.reid", "new", overwrite=True)
+        assert (tmp_path / "m.reid" / "a.txt").read_text() == "old"
+        assert names(tmp_path) == ["m.reid"]
+
+    def test_one_that_came_meanwhile_is_not_replaced_without_overwrite(self, tmp_path):
+        target = tmp_path / "m.reid"
+        with pytest.raises(OutputError, match="choose another name"), output_directory(target) as folder:
+            (folder / "a.txt").write_text("slow")
+            fill_directory(target, "quick")
+        assert (target / "a.txt").read_text() == "quick"
+        assert names(tmp_path) == ["m.reid"]
+
+    def test_a_file_in_its_place_is_refused_even_with_overwrite(self, tmp_path):
+        (tmp_path / "m.reid").write_text("a file")
+        with pytest.raises(OutputError, match="got: Not a directory\n  to do: choose another name"):
+            fill_directory(tmp_path / "m.reid", "new", overwrite=True)
+        assert (tmp_path / "m.reid").read_text() == "a file"
+
+    def test_a_link_is_replaced_and_what_it_led_to_stays(self, tmp_path):
+        fill_directory(tmp_path / "real", "old")
+        (tmp_path / "m.reid").symlink_to("real")
+        fill_directory(tmp_path / "m.reid", "new", overwrite=True)
+        assert not (tmp_path / "m.reid").is_symlink()
+        assert (tmp_path / "m.reid" / "a.txt").read_text() == "new"
+        assert (tmp_path / "real" / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_permissions_follow_the_umask(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        fill_file(tmp_path / "a.json", "x")
+        fill_directory(tmp_path / "m.reid", "x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "m.reid", "m.reid/a.txt", "m.reid/inner")]
+    assert modes == [file, folder, file, folder]
+
+
+@BOTH
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch, output: Output, relative):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked").chmod(0o555)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    target = Path("locked/m.reid") if relative else tmp_path / "locked" / "m.reid"
+    with unprivileged(tmp_path), pytest.raises(OutputError) as caught, output(target):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == (
+        f"Cannot write {target}\n  got: Permission denied\n  to do: choose a folder that you may write to"
+    )
+    assert names(tmp_path / "locked") == []
+
+
+@BOTH
+def test_a_working_folder_that_may_not_be_written_to(tmp_path, monkeypatch, output: Output):
+    tmp_path.chmod(0o555)
+    monkeypatch.chdir(tmp_path)
+    with unprivileged(tmp_path), pytest.raises(OutputError, match=r"^Cannot write m\.reid\n  got: Permission denied"):
+        with output(Path("m.reid")):
+            pytest.fail("the block must not run")
+
+
+@BOTH
+def test_a_folder_that_may_not_be_looked_into(tmp_path, output: Output):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o600)
+    tmp_path.chmod(0o755)
+    with unprivileged(tmp_path), pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: Permission denied"):
+        with output(tmp_path / "closed" / "m.reid"):
+            pytest.fail("the block must not run")
+
+
+@BOTH
+def test_a_folder_that_may_be_written_to_but_not_listed_is_enough(tmp_path, output: Output):
+    (tmp_path / "box").mkdir()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "box", 65534, 65534)
+    (tmp_path / "box").chmod(0o300)
+    tmp_path.chmod(0o755)
+    with unprivileged(tmp_path), output(tmp_path / "box" / "m.reid"):
+        pass
+    (tmp_path / "box").chmod(0o700)
+    assert names(tmp_path / "box") == ["m.reid"]
+
+
+@BOTH
+def test_a_file_where_a_folder_should_be(tmp_path, output: Output):
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file" / "m.reid", tmp_path / "file" / "further" / "m.reid"):
+        with (
+            pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: (File exists|Not a directory)"),
+            output(target),
+        ):
+            pytest.fail("the block must not run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@BOTH
+def test_a_name_that_is_too_long(tmp_path, output: Output):
+    for name in ("x" * 300, "x" * 254):
+        with pytest.raises(OutputError, match="got: File name too long\n  to do: choose another name"):
+            with output(tmp_path / name):
+                pytest.fail("the block must not run")
+
+
+@BOTH
+def test_the_disk_is_full_when_the_block_writes(tmp_path, monkeypatch, output: Output):
+    raise_on(monkeypatch, os, "write", errno.ENOSPC)
+    with pytest.raises(OutputError) as caught, output(tmp_path / "m.reid"):
+        os.write(1, b"")
+    assert str(caught.value) == (
+        f"Cannot write {tmp_path / 'm.reid'}\n  got: No space left on device\n"
+        "  to do: free some space or write elsewhere; nothing was left behind and nothing was overwritten"
+    )
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("fill", [fill_file, lambda path, text: fill_directory(path, text, overwrite=True)])
+def test_the_disk_turns_out_full_when_synced(tmp_path, monkeypatch, fill):
+    fill(tmp_path / "m.reid", "old")
+    raise_on(monkeypatch, os, "fsync", errno.ENOSPC)
+    with pytest.raises(OutputError, match="got: No space left on device"):
+        fill(tmp_path / "m.reid", "new")
+    old = tmp_path / "m.reid"
+    assert (old / "a.txt" if old.is_dir() else old).read_text() == "old"
+    assert names(tmp_path) == ["m.reid"]
+
+
+def test_a_folder_that_cannot_be_synced_does_no_harm(tmp_path, monkeypatch):
+    # Some network file systems answer so. The second call is the one for the folder.
+    raise_on(monkeypatch, os, "fsync", errno.EINVAL, call=2)
+    fill_file(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+@BOTH
+@pytest.mark.parametrize("place", ["input.jpg", "m.jpg", "further/input.jpg", "../input.jpg"])
+def test_trouble_with_another_file_is_not_blamed_on_the_output(tmp_path, output: Output, place):
+    other = str(tmp_path / place)
+    with pytest.raises(PermissionError) as caught, output(tmp_path / "m.reid"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), other)
+    assert caught.value.filename == other
+    with pytest.raises(FileNotFoundError), output(tmp_path / "m.reid"):
+        Path(other).read_bytes()
+    assert names(tmp_path) == []

@@ -1,0 +1,65 @@
+"""The commands of the README work as written, in order; only how long they train and time is cut short."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from reidkit.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+SHORTER = {"train": ["--set", "optim.epochs=0.2"], "bench": ["--seconds", "0", "--batch", "1", "--batch", "4"]}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
+
+
+def write_network(path: Path) -> None:
+    """An embedding network as a stranger might bring it: one convolution and a global average."""
+    weight = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["input", "weight"], ["map"], pads=[2, 2, 2, 2]),
+            helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["output"]),
+        ],
+        "network",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 256, 128])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_every_command_of_the_tool_is_in_the_readme():
+    assert {command[1] for command in commands()} == {
+        "data", "train", "export", "info", "verify", "evaluate", "bench", "search", "embed", "import"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_commands_and_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_network(tmp_path / "network.onnx")
+    for program, *arguments in commands():
+        assert program == "reid"
+        status = main([*arguments, *SHORTER.get(arguments[0], [])])
+        assert status == 0, (arguments, capsys.readouterr().err)
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "[0 " in capsys.readouterr().out  # the nearest to a picture is the picture itself
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {
+        "people", "run", "people.reid", "accuracy.json", "latency.csv", "latency.png", "search.html", "search.png",
+        "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid",
+    }  # fmt: skip
