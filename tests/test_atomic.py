@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from conditions import unprivileged
 
+from conditions import unprivileged
 from reidkit.atomic import output_directory, output_file
 from reidkit.errors import OutputError
 
@@ -25,6 +25,19 @@ def fill_directory(path: Path, text: str, *, overwrite: bool = False) -> None:
 def fill_file(path: Path, text: str) -> None:
     with output_file(path) as temporary:
         temporary.write_text(text)
+
+
+def refused(block: AbstractContextManager[Path]) -> None:
+    """Enters a block that must not run."""
+    with block:
+        pytest.fail("the block must not run")
+
+
+def broken_off(block: AbstractContextManager[Path], error: BaseException) -> None:
+    """Writes something, then fails."""
+    with block as temporary:
+        (temporary / "a.txt" if temporary.is_dir() else temporary).write_text("half")
+        raise error
 
 
 Output = Callable[[Path], AbstractContextManager[Path]]
@@ -64,9 +77,8 @@ class TestFile:
     @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OutputError("no")])
     def test_when_the_block_raises_the_old_one_stays(self, tmp_path, error):
         fill_file(tmp_path / "a.json", "old")
-        with pytest.raises(type(error)), output_file(tmp_path / "a.json") as temporary:
-            temporary.write_text("ha")
-            raise error
+        with pytest.raises(type(error)):
+            broken_off(output_file(tmp_path / "a.json"), error)
         assert (tmp_path / "a.json").read_text() == "old"
         assert names(tmp_path) == ["a.json"]
 
@@ -102,8 +114,8 @@ class TestDirectory:
 
     def test_one_that_stands_there_is_refused_before_anything_is_done(self, tmp_path):
         fill_directory(tmp_path / "m.reid", "old")
-        with pytest.raises(OutputError) as caught, output_directory(tmp_path / "m.reid"):
-            pytest.fail("the block must not run")
+        with pytest.raises(OutputError) as caught:
+            refused(output_directory(tmp_path / "m.reid"))
         assert str(caught.value) == (
             f"{tmp_path / 'm.reid'} already exists\n  to do: choose another name, or say --overwrite"
         )
@@ -120,9 +132,8 @@ class TestDirectory:
     @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
     def test_when_the_block_raises_the_old_one_stays(self, tmp_path, error):
         fill_directory(tmp_path / "m.reid", "old")
-        with pytest.raises(type(error)), output_directory(tmp_path / "m.reid", overwrite=True) as folder:
-            (folder / "a.txt").write_text("half")
-            raise error
+        with pytest.raises(type(error)):
+            broken_off(output_directory(tmp_path / "m.reid", overwrite=True), error)
         assert (tmp_path / "m.reid" / "a.txt").read_text() == "old"
         assert names(tmp_path) == ["m.reid"]
 
@@ -153,8 +164,7 @@ class TestDirectory:
 
     def test_one_that_came_meanwhile_is_not_replaced_without_overwrite(self, tmp_path):
         target = tmp_path / "m.reid"
-        with pytest.raises(OutputError, match="choose another name"), output_directory(target) as folder:
-            (folder / "a.txt").write_text("slow")
+        with pytest.raises(OutputError, match="choose another name"), output_directory(target):
             fill_directory(target, "quick")
         assert (target / "a.txt").read_text() == "quick"
         assert names(tmp_path) == ["m.reid"]
@@ -196,8 +206,8 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch, output: Outp
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     target = Path("locked/m.reid") if relative else tmp_path / "locked" / "m.reid"
-    with unprivileged(tmp_path), pytest.raises(OutputError) as caught, output(target):
-        pytest.fail("the block must not run")
+    with unprivileged(tmp_path), pytest.raises(OutputError) as caught:
+        refused(output(target))
     assert str(caught.value) == (
         f"Cannot write {target}\n  got: Permission denied\n  to do: choose a folder that you may write to"
     )
@@ -209,8 +219,7 @@ def test_a_working_folder_that_may_not_be_written_to(tmp_path, monkeypatch, outp
     tmp_path.chmod(0o555)
     monkeypatch.chdir(tmp_path)
     with unprivileged(tmp_path), pytest.raises(OutputError, match=r"^Cannot write m\.reid\n  got: Permission denied"):
-        with output(Path("m.reid")):
-            pytest.fail("the block must not run")
+        refused(output(Path("m.reid")))
 
 
 @BOTH
@@ -219,8 +228,7 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, output: Output):
     (tmp_path / "closed").chmod(0o600)
     tmp_path.chmod(0o755)
     with unprivileged(tmp_path), pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: Permission denied"):
-        with output(tmp_path / "closed" / "m.reid"):
-            pytest.fail("the block must not run")
+        refused(output(tmp_path / "closed" / "m.reid"))
 
 
 @BOTH
@@ -240,11 +248,8 @@ def test_a_folder_that_may_be_written_to_but_not_listed_is_enough(tmp_path, outp
 def test_a_file_where_a_folder_should_be(tmp_path, output: Output):
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path / "file" / "m.reid", tmp_path / "file" / "further" / "m.reid"):
-        with (
-            pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: (File exists|Not a directory)"),
-            output(target),
-        ):
-            pytest.fail("the block must not run")
+        with pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: (File exists|Not a directory)"):
+            refused(output(target))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -252,15 +257,13 @@ def test_a_file_where_a_folder_should_be(tmp_path, output: Output):
 def test_a_name_that_is_too_long(tmp_path, output: Output):
     for name in ("x" * 300, "x" * 254):
         with pytest.raises(OutputError, match="got: File name too long\n  to do: choose another name"):
-            with output(tmp_path / name):
-                pytest.fail("the block must not run")
+            refused(output(tmp_path / name))
 
 
 @BOTH
-def test_the_disk_is_full_when_the_block_writes(tmp_path, monkeypatch, output: Output):
-    raise_on(monkeypatch, os, "write", errno.ENOSPC)
+def test_the_disk_is_full_when_the_block_writes(tmp_path, output: Output):
     with pytest.raises(OutputError) as caught, output(tmp_path / "m.reid"):
-        os.write(1, b"")
+        Path("/dev/full").write_bytes(b"x")  # the device that is always full
     assert str(caught.value) == (
         f"Cannot write {tmp_path / 'm.reid'}\n  got: No space left on device\n"
         "  to do: free some space or write elsewhere; nothing was left behind and nothing was overwritten"

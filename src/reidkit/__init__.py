@@ -9,7 +9,6 @@ embeddings = embedder.embed(crops)          # float32, one row per picture
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.data import load_split
 from reidkit.errors import ReidkitError
-from reidkit.evaluate import evaluate
 from reidkit.imaging import load_crop
 from reidkit.index import nearest
 from reidkit.runtime import load
@@ -22,7 +21,6 @@ __all__ = [
     "InputSpec",
     "ReidkitError",
     "Split",
-    "evaluate",
     "load",
     "load_crop",
     "load_split",

@@ -34,9 +34,9 @@ def test_gem_counts_what_is_below_the_floor_as_the_floor():
 
 def test_gem_runs_between_the_mean_and_the_maximum():
     x = feature_map(shape=(2, 8, 4, 4)).abs() + 0.1
-    mean, high = GeneralizedMean(1.0, learned=False)(x), GeneralizedMean(80.0, learned=False)(x)
+    mean, high = GeneralizedMean(1.0, learned=False)(x), GeneralizedMean(40.0, learned=False)(x)
     np.testing.assert_allclose(mean, x.numpy().mean(axis=(2, 3), keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(high, x.numpy().max(axis=(2, 3), keepdims=True), rtol=0.05)
+    np.testing.assert_allclose(high, x.numpy().max(axis=(2, 3), keepdims=True), rtol=0.08)
 
 
 def test_gem_is_float32_where_float16_would_overflow():

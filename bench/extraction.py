@@ -1,0 +1,61 @@
+"""From picture files to embeddings: does decoding keep the engine fed?
+
+    python bench/extraction.py BUNDLE PICTURES [--runtime onnxruntime] [--count 1024]
+
+Times, in one run and in turn: the engine alone on ready crops, decoding alone in threads, one picture after the other
+(decode, then embed), and `embed_files`, where threads decode while the engine runs. The bound is what two stages that
+share the same cores can reach: the sum of their times.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from reidkit.imaging import available_cores, image_files, load_crop, stream_crops
+from reidkit.runtime import load
+from reidkit.runtime.pipeline import embed_files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    embedder = load(options.bundle, options.runtime, device=options.device)
+    spec = embedder.spec.input
+    files = image_files(options.pictures)[: options.count]
+    crops = np.stack([load_crop(file, spec) for file in files])
+    batches = [crops[start : start + options.batch] for start in range(0, len(crops), options.batch)]
+    work: dict[str, Callable[[], object]] = {
+        "engine alone": lambda: [embedder.embed(batch) for batch in batches],
+        "decoding alone, in threads": lambda: list(stream_crops(files, spec)),
+        "one after the other": lambda: [embedder.embed(load_crop(file, spec)[None]) for file in files],
+        "embed_files": lambda: embed_files(embedder, files, batch_size=options.batch),
+    }
+    embedder.embed(batches[0])
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(options.repeats):
+        for name, call in work.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{options.bundle.name} on {options.runtime}, {len(files)} pictures, {available_cores()} cores")
+    for name, seconds in medians.items():
+        print(f"{name:<28} {len(files) / seconds:>8.1f} images/s")
+    bound = medians["engine alone"] + medians["decoding alone, in threads"]
+    print(f"embed_files reaches {bound / medians['embed_files']:.0%} of the bound on shared cores,")
+    print(f"{medians['one after the other'] / medians['embed_files']:.2f} x one after the other")
+
+
+if __name__ == "__main__":
+    main()
