@@ -15,7 +15,7 @@ test: $(VENV)/.developed
 check: $(VENV)/.developed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(VENV)/.developed

@@ -162,7 +162,7 @@ class Bundle:
         """
         file = self.path / GOLDEN
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 crops, embeddings = arrays["crops"], arrays["embeddings"]
         except Exception as error:  # numpy and zipfile raise almost anything on what is not theirs
             raise BundleError(f"{file} cannot be read", got=error, expected="arrays crops and embeddings") from error

@@ -68,9 +68,9 @@ def test_unreadable_pictures_are_all_listed_with_the_reason(pictures):
     assert finding.kind == "unreadable"
     assert finding.sentence == "3 pictures of 11 cannot be decoded."
     assert names(finding) == ["-1_c2s1_000009_01.png", "0000_c2s1_000001_01.png", "0003_c1s1_000002_00.png"]
-    assert finding.details[0] == "cannot identify image file"
+    assert finding.details[0] == "not a picture"
     assert finding.details[1] == "No such file or directory"
-    assert finding.examples(1) == (f"{finding.paths[0]} (cannot identify image file)",)
+    assert finding.examples(1) == (f"{finding.paths[0]} (not a picture)",)
     assert len(finding.examples()) == 3
 
 

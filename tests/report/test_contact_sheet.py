@@ -37,7 +37,7 @@ def test_broken_pictures_and_hostile_names_are_drawn(results, picture, tmp_path,
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.getpixel((24 + 114 + 4 + 48, 64 + 26 + 20)) == (241, 245, 249)  # no picture: an empty well
-    assert "one.jpg is truncated or damaged" in caplog.text
+    assert "one.jpg is not a picture" in caplog.text
 
 
 def test_a_plain_sheet(picture, tmp_path):

@@ -105,7 +105,7 @@ def test_a_picture_that_cannot_be_read_is_a_gap(write, results, tmp_path, caplog
         "Rank 1, same identity, distance 0.100, one.jpg, id 1, camera 2, unreadable",
     ]
     assert "2 pictures could not be read" in page.text
-    assert "one.jpg is truncated or damaged" in caplog.text
+    assert "one.jpg is not a picture" in caplog.text
 
 
 def test_scores_and_facts_are_told(write, results):

@@ -1,7 +1,6 @@
 """What a data set holds and what is wrong with it, before hours of training are spent on it."""
 
 import hashlib
-import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -176,8 +175,7 @@ def _examine(path: Path) -> _Picture:
     try:
         image = open_image(data)
     except ImageError as error:
-        # Pillow names the buffer it was given, by its address.
-        return _Picture(digest, 0, 0, re.sub(r" <_io\.BytesIO.*>", "", str(error.got or error.problem)))
+        return _Picture(digest, 0, 0, str(error.got or "not a picture"))
     return _Picture(digest, image.height, image.width, None)
 
 

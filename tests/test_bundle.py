@@ -1,0 +1,303 @@
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conditions import as_installed, unprivileged
+from reidkit.bundle import (
+    Accuracy,
+    Bundle,
+    Embedding,
+    Golden,
+    Manifest,
+    Provenance,
+    file_sha256,
+    open_bundle,
+    record_accuracy,
+    write_bundle,
+)
+from reidkit.errors import BundleError, ConfigError, InputError, OutputError
+from reidkit.types import InputSpec
+from small_bundle import CROPS, EMBEDDINGS, FILES, GOLDEN, MANIFEST, MODEL, WEIGHTS, names, put, write
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "m.reid").path
+
+
+class TestRoundTrip:
+    def test_what_was_written_is_opened(self, folder):
+        opened = open_bundle(str(folder))
+        assert opened.path == folder
+        assert dataclasses.replace(opened.manifest, files={}) == MANIFEST
+        assert opened.manifest.files["model.onnx"] == hashlib.sha256(b"the graph").hexdigest()
+        assert names(folder) == FILES
+        assert opened.model.read_bytes() == MODEL
+        assert opened.weights is not None
+        assert opened.weights.read_bytes() == WEIGHTS
+        golden = opened.golden()
+        np.testing.assert_array_equal(golden.crops, CROPS)
+        np.testing.assert_array_equal(golden.embeddings, EMBEDDINGS)
+
+    def test_writing_gives_what_opening_gives(self, tmp_path):
+        assert write(tmp_path / "m.reid") == open_bundle(tmp_path / "m.reid")
+
+    def test_a_foreign_graph_has_no_weights(self, tmp_path):
+        manifest = Manifest("foreign", "person", InputSpec(4, 3), Embedding(5))
+        opened = write_bundle(tmp_path / "f.reid", manifest, model=MODEL, golden=GOLDEN)
+        assert opened.weights is None
+        assert names(opened.path) == ["golden.npz", "manifest.json", "model.onnx"]
+        assert dataclasses.replace(opened.manifest, files={}) == manifest
+
+    def test_the_manifest_is_readable(self, folder):
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        assert text.startswith('{\n  "schema": 1,\n  "sha256": "')
+        assert '"name": "größe"' in text
+
+    def test_a_file_name_that_is_no_unicode(self, tmp_path):
+        source = os.fsdecode(b"caf\xe9.pth")
+        provenance = Provenance(source=source)
+        opened = write(tmp_path / "m.reid", dataclasses.replace(MANIFEST, provenance=provenance))
+        assert open_bundle(opened.path).manifest.provenance.source == source
+
+    def test_spaces_and_order_of_the_manifest_do_not_matter(self, folder):
+        file = folder / "manifest.json"
+        values = json.loads(file.read_bytes())
+        file.write_text(json.dumps(dict(reversed(values.items()))))
+        assert dataclasses.replace(open_bundle(folder).manifest, files={}) == MANIFEST
+
+    def test_a_stray_file_does_no_harm(self, folder):
+        (folder / ".DS_Store").write_bytes(b"x")
+        assert open_bundle(folder).manifest.name == "größe"
+
+    def test_the_hash_of_a_file_longer_than_a_piece(self, tmp_path):
+        data = bytes(range(256)) * 5000
+        (tmp_path / "x").write_bytes(data)
+        assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+class TestGolden:
+    def bundle(self, folder: Path, **arrays: np.ndarray) -> Bundle:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+        put(folder, "golden.npz", buffer.getvalue())
+        return open_bundle(folder)
+
+    def refused(self, bundle: Bundle) -> str:
+        with pytest.raises(BundleError) as caught:
+            bundle.golden()
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("crops", "embeddings", "got"),
+        [
+            (CROPS.astype(np.float32), EMBEDDINGS, "float32 (2, 4, 3, 3) and float32 (2, 5)"),
+            (CROPS[:, :3], EMBEDDINGS, "uint8 (2, 3, 3, 3) and float32 (2, 5)"),
+            (CROPS[0], EMBEDDINGS, "uint8 (4, 3, 3) and float32 (2, 5)"),
+            (np.uint8(3), EMBEDDINGS, "uint8 () and float32 (2, 5)"),
+            (CROPS, EMBEDDINGS[:1], "uint8 (2, 4, 3, 3) and float32 (1, 5)"),
+            (CROPS, EMBEDDINGS[:, :4], "uint8 (2, 4, 3, 3) and float32 (2, 4)"),
+            (CROPS, EMBEDDINGS.astype(np.float64), "uint8 (2, 4, 3, 3) and float64 (2, 5)"),
+            (CROPS[:0], EMBEDDINGS[:0], "uint8 (0, 4, 3, 3) and float32 (0, 5)"),
+            (CROPS, EMBEDDINGS * np.float32(np.nan), "embeddings that are not finite"),
+        ],
+    )
+    def test_arrays_that_do_not_fit(self, folder, crops, embeddings, got):
+        assert self.refused(self.bundle(folder, crops=crops, embeddings=embeddings)) == (
+            f"{folder / 'golden.npz'} does not fit the manifest\n  got: {got}\n"
+            "  expected: uint8 (n, 4, 3, 3) and float32 (n, 5), n at least 1"
+        )
+        if np.ndim(crops) == 4 and np.shape(embeddings)[0] == len(crops):
+            with as_installed(), pytest.raises(InputError) as caught:
+                write_bundle(folder, MANIFEST, model=MODEL, golden=Golden(crops, embeddings), overwrite=True)
+            assert str(caught.value).startswith(f"The golden arrays do not fit the manifest\n  got: {got}\n")
+
+    def test_an_array_is_missing(self, folder):
+        text = self.refused(self.bundle(folder, crops=CROPS))
+        assert text.startswith(f"{folder / 'golden.npz'} cannot be read\n  got: ")
+        assert text.endswith("\n  expected: arrays crops and embeddings")
+
+    def test_a_pickle_is_never_run(self, folder, tmp_path):
+        class Trap:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return (Path(tmp_path / "sprung").touch, ())
+
+        objects = np.empty(2, dtype=object)
+        objects[:] = Trap()
+        text = self.refused(self.bundle(folder, crops=CROPS, embeddings=objects))
+        assert "cannot be read\n  got: Object arrays cannot be loaded" in text
+        assert not (tmp_path / "sprung").exists()
+
+    @pytest.mark.parametrize("kind", ["empty", "text", "zip", "one array", "pickle"])
+    def test_what_is_no_npz(self, folder, kind):
+        one = io.BytesIO()
+        np.save(one, CROPS)
+        data = {
+            "empty": b"",
+            "text": b"hello",
+            "zip": b"PK\x03\x04" + b"x" * 50,
+            "one array": one.getvalue(),
+            "pickle": b"\x80\x04N.",
+        }[kind]
+        put(folder, "golden.npz", data)
+        assert self.refused(open_bundle(folder)).startswith(f"{folder / 'golden.npz'} cannot be read\n")
+
+
+class TestWriting:
+    @pytest.mark.parametrize("name", ["m", "m.onnx", "m.reid.bak", "m.REID"])
+    def test_a_name_that_does_not_end_in_reid(self, tmp_path, name):
+        with pytest.raises(BundleError) as caught:
+            write(tmp_path / name)
+        assert str(caught.value) == (
+            f"A bundle's name must end in .reid\n  got: {tmp_path / name}\n  to do: call it {name}.reid"
+        )
+        assert names(tmp_path) == []
+
+    def test_one_that_is_there_already(self, folder):
+        with pytest.raises(
+            OutputError, match=r"m\.reid already exists\n  to do: choose another name, or say --overwrite"
+        ):
+            write(folder, model=b"new")
+        assert open_bundle(folder).model.read_bytes() == MODEL
+
+    def test_overwrite_replaces_it_whole(self, folder):
+        manifest = Manifest("foreign", "person", InputSpec(4, 3), Embedding(5))
+        write_bundle(folder, manifest, model=b"new", golden=GOLDEN, overwrite=True)
+        assert open_bundle(folder).model.read_bytes() == b"new"
+        assert names(folder) == ["golden.npz", "manifest.json", "model.onnx"]
+        assert names(folder.parent) == ["m.reid"]
+
+    @pytest.mark.parametrize("content", ["photos", "nothing"])
+    def test_overwrite_never_removes_a_folder_that_is_no_bundle(self, tmp_path, content):
+        mine = tmp_path / "holiday.reid"
+        mine.mkdir()
+        if content == "photos":
+            (mine / "photo.jpg").write_bytes(b"dear")
+        before = names(mine)
+        with pytest.raises(OutputError) as caught:
+            write(mine, overwrite=True)
+        assert str(caught.value) == (
+            f"{mine} is no bundle, so it is not replaced\n  to do: choose another name, or remove it"
+        )
+        assert names(mine) == before
+        assert names(tmp_path) == ["holiday.reid"]
+
+    def test_overwrite_never_removes_a_file(self, tmp_path):
+        (tmp_path / "m.reid").write_bytes(b"dear")
+        with pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: Not a directory"):
+            write(tmp_path / "m.reid", overwrite=True)
+        assert (tmp_path / "m.reid").read_bytes() == b"dear"
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+    @pytest.mark.parametrize("file", [1, 2, 3, 4])
+    @pytest.mark.parametrize("before", ["nothing", "a bundle"])
+    def test_broken_off_at_any_file(self, tmp_path, monkeypatch, error, file, before):
+        if before == "a bundle":
+            write(tmp_path / "m.reid")
+        write_bytes, written = Path.write_bytes, []
+
+        def failing(self: Path, data: bytes) -> int:
+            written.append(self.name)
+            if len(written) == file:
+                write_bytes(self, data[:3])
+                raise error
+            return write_bytes(self, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", failing)
+            with pytest.raises((OutputError, KeyboardInterrupt)) as caught:
+                write(tmp_path / "m.reid", model=b"new", overwrite=True)
+        if isinstance(error, OSError):
+            assert "m.reid\n  got: No space left on device\n  to do: free some space" in str(caught.value)
+        assert len(written) == file
+        if before == "nothing":
+            assert names(tmp_path) == []
+        else:
+            assert names(tmp_path) == ["m.reid"]
+            assert open_bundle(tmp_path / "m.reid").model.read_bytes() == MODEL
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_place_that_may_not_be_written_to(self, tmp_path, overwrite):
+        write(tmp_path / "locked" / "m.reid")
+        (tmp_path / "locked").chmod(0o555)
+        tmp_path.chmod(0o755)
+        target = tmp_path / "locked" / ("m.reid" if overwrite else "new.reid")
+        with (
+            unprivileged(tmp_path),
+            pytest.raises(OutputError, match=f"Cannot write {target}\n  got: Permission denied"),
+        ):
+            write(target, model=b"new", overwrite=overwrite)
+        assert open_bundle(tmp_path / "locked" / "m.reid").model.read_bytes() == MODEL
+        assert names(tmp_path / "locked") == ["m.reid"]
+
+    def test_a_bundle_that_may_not_be_looked_into_is_not_replaced(self, folder):
+        folder.parent.chmod(0o777)
+        folder.chmod(0o600)
+        with (
+            unprivileged(folder.parent),
+            pytest.raises(OutputError, match=r"Cannot write .*m\.reid\n  got: Permission"),
+        ):
+            write(folder, overwrite=True)
+        folder.chmod(0o700)
+        assert open_bundle(folder).model.read_bytes() == MODEL
+
+    @pytest.mark.parametrize("value", [0, -3])
+    def test_impossible_numbers_are_refused_when_the_manifest_is_made(self, value):
+        with pytest.raises(ConfigError, match=f"The embedding width is out of range\n  got: {value}"):
+            Embedding(value)
+        with pytest.raises(ConfigError, match=f"The batch size is out of range\n  got: {value}"):
+            dataclasses.replace(MANIFEST, batch=value)
+
+
+def accuracy(
+    dataset: str = "market", protocol: str = "market1501", runtime: str = "pytorch", rank1: float = 0.5
+) -> Accuracy:
+    return Accuracy(dataset, protocol, runtime, rank1=rank1, mAP=0.25, mINP=0.1, queries=7)
+
+
+class TestAccuracy:
+    def test_it_is_added_and_the_rest_stays(self, folder):
+        bundle = record_accuracy(open_bundle(folder), accuracy())
+        assert bundle == open_bundle(folder)
+        assert bundle.manifest.accuracy == (accuracy(),)
+        assert dataclasses.replace(bundle.manifest, files={}, accuracy=()) == MANIFEST
+        assert names(folder) == FILES
+
+    def test_the_same_measurement_is_replaced_and_others_stay(self, folder):
+        bundle = open_bundle(folder)
+        others = [accuracy("duke"), accuracy(protocol="cuhk03"), accuracy(runtime="openvino")]
+        for measured in [accuracy(rank1=0.1), *others, accuracy(rank1=0.9)]:
+            bundle = record_accuracy(bundle, measured)
+        assert open_bundle(folder).manifest.accuracy == (*others, accuracy(rank1=0.9))
+
+    def test_one_recorded_meanwhile_is_kept(self, folder):
+        bundle = open_bundle(folder)
+        record_accuracy(bundle, accuracy("duke"))
+        record_accuracy(bundle, accuracy("market"))
+        assert [a.dataset for a in open_bundle(folder).manifest.accuracy] == ["duke", "market"]
+
+    def test_a_bundle_that_was_replaced_meanwhile_is_not_praised(self, folder):
+        bundle = open_bundle(folder)
+        write(folder, model=b"another", overwrite=True)
+        with pytest.raises(BundleError, match=r"m\.reid was replaced while it was measured\n  to do: measure it again"):
+            record_accuracy(bundle, accuracy())
+        assert open_bundle(folder).manifest.accuracy == ()
+
+    def test_no_permission_leaves_the_old_manifest(self, folder):
+        bundle = open_bundle(folder)
+        folder.chmod(0o555)
+        folder.parent.chmod(0o755)
+        with (
+            unprivileged(folder.parent),
+            pytest.raises(OutputError, match=r"Cannot write .*manifest\.json\n.*Permission"),
+        ):
+            record_accuracy(bundle, accuracy())
+        assert open_bundle(folder) == bundle
