@@ -44,8 +44,8 @@ class ResNetSpec:
             raise ConfigError("No ResNet of this depth", got=self.depth, expected=f"one of {list(STAGE_BLOCKS)}")
         if self.last_stride not in (1, 2):
             raise ConfigError("The last stride cannot be this", got=self.last_stride, expected="1 or 2")
-        if not (math.isfinite(self.gem_p) and 0 < self.gem_p <= 100):
-            raise ConfigError("GeM's exponent is out of range", got=self.gem_p, expected="above 0, at most 100")
+        if not (math.isfinite(self.gem_p) and 0 < self.gem_p <= 16):
+            raise ConfigError("GeM's exponent is out of range", got=self.gem_p, expected="above 0, at most 16 (float32 overflows)")
 
     @property
     def dim(self) -> int:

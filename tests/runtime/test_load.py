@@ -9,6 +9,7 @@ from reidkit import runtime
 from reidkit.errors import BundleError, ConfigError, RuntimeMissing
 from reidkit.runtime import ENGINES, Engine, RuntimeName, installed, load
 from reidkit.types import Embedder
+from small_bundle import write
 
 LIBRARIES: dict[RuntimeName, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
 CROPS = np.random.default_rng(3).integers(0, 256, (5, 4, 2, 3), dtype=np.uint8)
@@ -102,3 +103,10 @@ class TestInstalled:
 
     def test_for_a_bundle_with_weights_all_of_them(self, make_bundle):
         assert installed(make_bundle(weights=b"weights")) == installed()
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_a_graph_that_is_none_names_engine_and_file(tmp_path, name):
+    bundle = write(tmp_path / "m.reid")  # its hashes are right, its graph is no graph
+    with pytest.raises(BundleError, match=rf"^{name} cannot open .*model\.onnx\n  got: .+\n  to do: export it again"):
+        load(bundle, name)

@@ -72,8 +72,10 @@ def export_model(
         ModelError: the model gives values that are not finite.
         OutputError: the bundle cannot be written.
     """
-    # A copy: the caller's model may be in the middle of its training, on another device.
-    deployed = DeployedModel(copy.deepcopy(model), facts.input).eval().cpu()
+    # A copy: the caller's model may be in the middle of its training, on another device and channels last, which
+    # would number the graph's values differently.
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    deployed = DeployedModel(model, facts.input).eval()
     crops = golden_crops(facts.input)
     with torch.inference_mode():
         embeddings = deployed(torch.from_numpy(crops)).numpy()

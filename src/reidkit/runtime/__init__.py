@@ -8,7 +8,7 @@ from typing import Literal
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.config import unknown_name
-from reidkit.errors import RuntimeMissing
+from reidkit.errors import BundleError, ReidkitError, RuntimeMissing
 from reidkit.types import Embedder
 
 RuntimeName = Literal["onnxruntime", "openvino", "pytorch"]
@@ -64,7 +64,7 @@ def load(
         threads: that one call may use on the processor; None leaves it to the engine.
 
     Raises:
-        BundleError: as `reidkit.bundle.open_bundle`.
+        BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
         RuntimeMissing: the engine's library or device is not on this machine, or it cannot run this bundle.
         ConfigError: no engine of this name.
 
@@ -91,4 +91,11 @@ def load(
         raise RuntimeMissing(
             f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
         ) from error
-    return module.open_embedder(opened, device, threads)
+    try:
+        return module.open_embedder(opened, device, threads)
+    except ReidkitError:
+        raise
+    except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run
+        raise BundleError(
+            f"{runtime} cannot open {opened.model}", got=str(error).strip().partition("\n")[0], fix="export it again"
+        ) from error
