@@ -47,14 +47,14 @@ def draw_camera(seed: int, camera: int) -> Camera:
     rng = generator(seed, Stream.CAMERA, camera)
     # Steps of the golden ratio fill a range evenly, however many are taken.
     exposure, hue, sharp = ((float(s) + camera * _GOLDEN * k) % 1.0 for s, k in zip(start, (1, 2, 3), strict=True))
-    cast = 0.10 * math.sqrt(rng.uniform(0.4, 1.0))
+    cast = 0.05 * math.sqrt(rng.uniform(0.4, 1.0))
     red, green, blue = (1.0 + cast * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3))
-    least = 64 + 40 * sharp
+    least = 72 + 36 * sharp
     return Camera(
-        stops=0.9 * exposure - 0.45,
+        stops=0.5 * exposure - 0.25,
         gains=(red, 1.0 + 0.5 * (green - 1.0), blue),
-        contrast=float(rng.uniform(0.88, 1.15)),
-        haze=float(rng.uniform(0.0, 0.07)),
+        contrast=float(rng.uniform(0.9, 1.12)),
+        haze=float(rng.uniform(0.0, 0.06)),
         saturation=float(rng.uniform(0.85, 1.0)),
         blur=float(rng.uniform(0.2, 0.6)),
         noise=float(rng.uniform(1.5, 5.0)),
@@ -65,7 +65,7 @@ def draw_camera(seed: int, camera: int) -> Camera:
 
 def develop(camera: Camera, pixels: Pixels, rng: np.random.Generator) -> bytes:
     """Turns linear light into the JPEG that this camera would have saved at this moment."""
-    gains = np.array(camera.gains) * rng.normal(1.0, 0.03, 3) * 2.0 ** (camera.stops + rng.normal(0.0, 0.15))
+    gains = np.array(camera.gains) * rng.normal(1.0, 0.02, 3) * 2.0 ** (camera.stops + rng.normal(0.0, 0.1))
     light = np.maximum(pixels, 0.0) * gains.astype(np.float32)[:, None, None]
     # Bright light runs into the white softly, as film and sensors with a shoulder do.
     tones = np.sqrt(light / (1.0 + 0.35 * light) * 1.35)
@@ -83,7 +83,9 @@ def develop(camera: Camera, pixels: Pixels, rng: np.random.Generator) -> bytes:
 def _sensed(camera: Camera, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Down to the pixels that the sensor had for this person, noise there, and up to the crop."""
     height = int(min(rng.uniform(*camera.detail), CROP_HEIGHT))
-    small = image.resize((max(height // 2, 8), height), Image.Resampling.BOX if height < 80 else Image.Resampling.BILINEAR)
+    small = image.resize(
+        (max(height // 2, 8), height), Image.Resampling.BOX if height < 80 else Image.Resampling.BILINEAR
+    )
     noise = rng.standard_normal((height, small.width, 3), dtype=np.float32) * np.float32(camera.noise)
     noisy = np.clip(np.asarray(small, dtype=np.float32) + noise, 0.0, 255.0).astype(np.uint8)
     crop = Image.fromarray(noisy).resize((CROP_WIDTH, CROP_HEIGHT), Image.Resampling.BICUBIC)

@@ -33,7 +33,9 @@ def draw_folds(rng: np.random.Generator) -> Folds:
     )
 
 
-def cloth(garment: Garment, turn: float, folds: Folds, *, top: float = 0.0, span: float = 1.0, crease: float = 0.09) -> TubePaint:
+def cloth(
+    garment: Garment, turn: float, folds: Folds, *, top: float = 0.0, span: float = 1.0, crease: float = 0.09
+) -> TubePaint:
     """A paint for a tube of that cloth.
 
     Args:

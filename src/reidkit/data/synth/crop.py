@@ -1,7 +1,7 @@
 """One crop: somebody walks through a scene, a detector cuts a box, a camera saves it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -39,13 +39,13 @@ class Framing:
 
 def good_framing(rng: np.random.Generator) -> Framing:
     """A detector's usual box: around the person, a little loose or a little tight."""
-    height = float(np.clip(rng.normal(0.90, 0.045), 0.78, 1.02))
+    height = float(np.clip(rng.normal(0.89, 0.035), 0.78, 1.02))
     spare = 1.0 - height
     return Framing(
         height=height,
-        foot=1.0 - spare * float(rng.uniform(0.15, 0.75)) + float(rng.normal(0.0, 0.012)),
-        x=float(rng.normal(0.5, 0.04)),
-        stretch=float(rng.uniform(1.1, 1.38)),
+        foot=1.0 - spare * float(rng.uniform(0.15, 0.75)) + float(rng.normal(0.0, 0.015)),
+        x=float(rng.normal(0.5, 0.035)),
+        stretch=float(rng.uniform(1.14, 1.34)),
     )
 
 
@@ -62,7 +62,9 @@ def bad_framing(rng: np.random.Generator) -> Framing:
             return Framing(0.9, 0.95, 3.0, 1.1)
 
 
-def draw_crop(scene: Scene, camera: Camera, who: Identity, framing: Framing, passer_by: Identity, rng: np.random.Generator) -> bytes:
+def draw_crop(
+    scene: Scene, camera: Camera, who: Identity, framing: Framing, passer_by: Identity, rng: np.random.Generator
+) -> bytes:
     """Paints one crop and returns it as JPEG, 64 pixels wide and 128 high.
 
     Args:
@@ -75,40 +77,51 @@ def draw_crop(scene: Scene, camera: Camera, who: Identity, framing: Framing, pas
     """
     pixels = _background(scene, framing, rng)
     canvas = Canvas(pixels, scene.light)
-    x, ground, height = framing.x * _WIDE, framing.foot * _HIGH, framing.height * _HIGH
-    if rng.random() < 0.08:
-        far = float(rng.uniform(0.6, 0.85))
-        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(0.13, 0.27) * height), ground - (1 - far) * 0.5 * height, far * height, framing, rng)
-    _walk(canvas, scene, who, x, ground, height, framing, rng)
-    if rng.random() < 0.02:
-        _walk(canvas, scene, passer_by, x + float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.27) * height), ground + 0.06 * height, 1.08 * height, framing, rng)
-    if rng.random() < 0.1:
-        draw_occluder(canvas, x, ground, height, rng)
+    if rng.random() < 0.05:
+        _walk(canvas, scene, passer_by, _beside(framing, float(rng.uniform(0.6, 0.85)), rng), rng)
+    _walk(canvas, scene, who, framing, rng)
+    if rng.random() < 0.01:
+        _walk(canvas, scene, passer_by, _beside(framing, 1.08, rng), rng)
+    if rng.random() < 0.06:
+        draw_occluder(canvas, framing.x * _WIDE, framing.foot * _HIGH, framing.height * _HIGH, rng)
     canvas.paint()
     _cast_shade(pixels, rng)
     return develop(camera, pixels, rng)
 
 
-def _walk(canvas: Canvas, scene: Scene, who: Identity, x: float, ground: float, height: float, framing: Framing, rng: np.random.Generator) -> None:
+def _beside(framing: Framing, size: float, rng: np.random.Generator) -> Framing:
+    """The framing of somebody who stands to the left or right, further away where `size` is below 1."""
+    return replace(
+        framing,
+        height=framing.height * size,
+        foot=framing.foot - 0.5 * (1.0 - size) * framing.height,
+        x=framing.x + float(rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 0.5)),
+    )
+
+
+def _walk(canvas: Canvas, scene: Scene, who: Identity, framing: Framing, rng: np.random.Generator) -> None:
+    canvas.paint()  # whoever is further away, before a shadow falls on them
     pose = draw_pose(rng)
+    x, ground, height = framing.x * _WIDE, framing.foot * _HIGH, framing.height * _HIGH
     lx, _, lz = scene.light.direction
-    canvas.paint()
     # One shadow where the feet stand, a fainter one away from the light.
-    canvas.darken((x - lx * 0.16 * height, ground - (0.02 + 0.03 * lz) * height), (0.24 * height, 0.035 * height), 0.75 - 0.7 * scene.light.ambient)
+    away = (x - lx * 0.16 * height, ground - (0.02 + 0.03 * lz) * height)
+    canvas.darken(away, (0.24 * height, 0.035 * height), 0.75 - 0.7 * scene.light.ambient)
     canvas.darken((x, ground), (0.13 * height, 0.022 * height), 0.6)
-    view = View(x, ground, height / math.cos(scene.pitch), framing.stretch, pose.heading, scene.pitch)
+    pitch = scene.lens.pitch
+    view = View(x, ground, height / math.cos(pitch), framing.stretch, pose.heading, pitch)
     draw_person(canvas, who, pose, view, draw_folds(rng))
 
 
 def _background(scene: Scene, framing: Framing, rng: np.random.Generator) -> Pixels:
     """The window of the scene that lies behind the box, at the place where the person is as large as the box says."""
-    below = 1.0 - min(framing.foot, 1.0)
-    nearest = (HEIGHT - 1 - scene.horizon) / (scene.altitude + below * _TALL / framing.height)
-    furthest = scene.focal / (0.8 * scene.far)
+    lens, below = scene.lens, 1.0 - min(framing.foot, 1.0)
+    nearest = (HEIGHT - 1 - lens.horizon) / (lens.altitude + below * _TALL / framing.height)
+    furthest = lens.focal / (0.8 * scene.far)
     metre = float(rng.uniform(furthest + 0.15 * (nearest - furthest), nearest))
     high = _TALL * metre / framing.height
     wide = high / 2 / framing.stretch
-    top = scene.row(metre) - framing.foot * high
+    top = lens.row(metre) - framing.foot * high
     left = float(rng.uniform(0, WIDTH - wide))
     box = (left, max(top, 0.0), left + wide, min(top + high, float(HEIGHT)))
     window = Image.fromarray(scene.picture).resize((_WIDE, _HIGH), Image.Resampling.BILINEAR, box=box)
@@ -117,7 +130,7 @@ def _background(scene: Scene, framing: Framing, rng: np.random.Generator) -> Pix
 
 def _cast_shade(pixels: Pixels, rng: np.random.Generator) -> None:
     """Now and then the shadow of a house or a tree falls across the box."""
-    if rng.random() > 0.15:
+    if rng.random() > 0.08:
         return
     slope, offset = float(rng.normal(0.0, 1.2)), float(rng.uniform(-0.5, 0.5))
     y = np.linspace(-0.5, 0.5, _HIGH, dtype=np.float32)[:, None]

@@ -1,8 +1,9 @@
 """A whole data set of drawn pedestrians, on disk as Market-1501 is."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,16 +94,24 @@ def synthesize(
             (folder / name).mkdir()
         done = 0
         progress(done, len(jobs))
-        for count in _draw_here(seed, folder, chunks) if processes == 1 else _draw_apart(seed, folder, chunks, processes):
-            done += count
-            progress(done, len(jobs))
+        draw = _draw_here(seed, folder, chunks) if processes == 1 else _draw_apart(seed, folder, chunks, processes)
+        with closing(draw):  # nothing is being written any more when the folder gets its name or is removed
+            for count in draw:
+                done += count
+                progress(done, len(jobs))
     return Path(out)
 
 
 def _check(identities: int, cameras: int, crops_per_camera: int, seed: int, workers: int | None) -> None:
     ranges = [
         ("identities", identities, 4, MAX_IDENTITIES, "Market-1501 writes a pid with four digits"),
-        ("cameras", cameras, 2, MAX_CAMERAS, "a person is looked for in another camera, and Market-1501 writes one digit"),
+        (
+            "cameras",
+            cameras,
+            2,
+            MAX_CAMERAS,
+            "a person is looked for in another camera, and Market-1501 writes one digit",
+        ),
         ("crops_per_camera", crops_per_camera, 2, MAX_CROPS, "one is the query, the others are gallery"),
         ("seed", seed, 0, 2**63 - 1, None),
         ("workers", 1 if workers is None else workers, 1, 1024, None),
@@ -142,7 +151,7 @@ def _plan(identities: int, test: int, cameras: int, crops: int) -> list[_Job]:
     return jobs
 
 
-def _draw_here(seed: int, folder: Path, chunks: list[list[_Job]]) -> Iterator[int]:
+def _draw_here(seed: int, folder: Path, chunks: list[list[_Job]]) -> Generator[int, None, None]:
     scenes: dict[int, Scene] = {}
     for chunk in chunks:
         camera = chunk[0].camera
@@ -151,7 +160,7 @@ def _draw_here(seed: int, folder: Path, chunks: list[list[_Job]]) -> Iterator[in
         yield _draw_chunk(seed, folder, scenes[camera], chunk)
 
 
-def _draw_apart(seed: int, folder: Path, chunks: list[list[_Job]], processes: int) -> Iterator[int]:
+def _draw_apart(seed: int, folder: Path, chunks: list[list[_Job]], processes: int) -> Generator[int, None, None]:
     # A fresh interpreter for each worker: forking a process that runs threads (torch, BLAS) can hang.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
@@ -177,5 +186,7 @@ def _draw_chunk(seed: int, folder: Path, scene: Scene, jobs: list[_Job]) -> int:
         rng = generator(seed, job.stream, job.number, job.camera, job.index)
         framing = bad_framing(rng) if job.stream is Stream.JUNK else good_framing(rng)
         passer_by = draw_identity(seed, _FIRST_PASSER_BY + int(rng.integers(_PASSERS_BY)))
-        (folder / job.name).write_bytes(draw_crop(scene, camera, draw_identity(seed, job.number), framing, passer_by, rng))
+        (folder / job.name).write_bytes(
+            draw_crop(scene, camera, draw_identity(seed, job.number), framing, passer_by, rng)
+        )
     return len(jobs)

@@ -115,14 +115,25 @@ def _hips(s: Sitter) -> None:
     top = view.point(s.trunk_point(0.0, 0.585, 0.0))
     if who.lower not in _SKIRT_HEMS:
         fabric = cloth(who.lower_cloth, view.heading, s.folds, span=0.2)
-        s.canvas.tube(top, view.point(s.trunk_point(0.0, 0.458, 0.0)), view.half_width(wide, deep), fabric, flat_start=True)
+        s.canvas.tube(
+            top, view.point(s.trunk_point(0.0, 0.458, 0.0)), view.half_width(wide, deep), fabric, flat_start=True
+        )
         return
     hem = _SKIRT_HEMS[who.lower]
     flare = np.linspace(1.0, 1.38 if who.lower == "dress" else 1.25, 4)
-    _hanging(s, top, hem, wide[[0, 1, 2, 2]] * flare, deep[[0, 1, 2, 2]] * flare, cloth(who.lower_cloth, view.heading, s.folds, span=0.8, crease=0.15))
+    _hanging(
+        s,
+        top,
+        hem,
+        wide[[0, 1, 2, 2]] * flare,
+        deep[[0, 1, 2, 2]] * flare,
+        cloth(who.lower_cloth, view.heading, s.folds, span=0.8, crease=0.15),
+    )
 
 
-def _hanging(s: Sitter, top: tuple[float, float], hem: float, wide: np.ndarray, deep: np.ndarray, paint: TubePaint) -> None:
+def _hanging(
+    s: Sitter, top: tuple[float, float], hem: float, wide: np.ndarray, deep: np.ndarray, paint: TubePaint
+) -> None:
     """Cloth that hangs from the waist to `hem` and gives way to the striding knees."""
     view = s.view
     ratio = np.clip((0.515 - hem) / 0.24, 0.0, 1.35)
@@ -184,8 +195,8 @@ def _open_front(s: Sitter, paint: TubePaint) -> TubePaint:
 
     def jacket(angle: np.ndarray, along: np.ndarray) -> np.ndarray:
         around = wrapped(angle - turn)
-        gap = soft(0.34 - 0.22 * along - np.abs(around))
-        edge = soft(0.46 - 0.22 * along - np.abs(around)) - gap
+        gap = soft(0.28 - 0.18 * along - np.abs(around))
+        edge = soft(0.40 - 0.18 * along - np.abs(around)) - gap
         color = paint(angle, along) * (1.0 - 0.45 * edge)
         return color + gap * (inner * 0.9 - color)
 
@@ -241,8 +252,8 @@ def _backpack(s: Sitter) -> None:
         seam = soft(0.03 - np.abs(along - 0.46), 40.0) + soft(0.025 - np.abs(along - 0.14), 40.0)
         return bag * (1.0 - 0.22 * pocket - 0.45 * np.clip(seam, 0, 1)) * s.folds(angle, along, 0.05)
 
-    top, bottom = (view.point(s.trunk_point(0.0, up, -0.105)) for up in (0.795, 0.575))
-    s.canvas.tube(top, bottom, view.half_width(0.090 * shape, 0.058 * shape), paint)
+    top, bottom = (view.point(s.trunk_point(0.0, up, -0.105)) for up in (0.785, 0.60))
+    s.canvas.tube(top, bottom, view.half_width(0.078 * shape, 0.054 * shape), paint)
 
 
 def _bag_depth(s: Sitter) -> float:

@@ -39,7 +39,9 @@ class Head:
     def radii(self, grow: float = 1.0, tall: float = 1.0) -> tuple[float, float]:
         """Half axes on the picture, pixels."""
         size = self.who.build.head * grow
-        return float(self.view.half_width(_WIDE * size, _DEEP * size, self.turn)), self.view.height * _HIGH * size * tall
+        return float(
+            self.view.half_width(_WIDE * size, _DEEP * size, self.turn)
+        ), self.view.height * _HIGH * size * tall
 
     def local(self, right: np.ndarray, up: np.ndarray, front: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Directions on the picture as (side, up, ahead) of the head, for a camera that looks down on it."""
@@ -55,7 +57,7 @@ def draw_head(head: Head, neck: Place) -> None:
     _neck(head, neck)
     if away:
         _brim(head)
-    head.canvas.ball(head.point(0, 0, 0), head.radii(), _face(head))
+    head.canvas.ball(head.point(0.0, 0.0, 0.0), head.radii(), _face(head))
     _ears(head)
     _hair(head)
     _hat(head)
@@ -66,7 +68,7 @@ def draw_head(head: Head, neck: Place) -> None:
 def _neck(head: Head, neck: Place) -> None:
     skin, size = linear(head.who.skin), head.view.size(0.028 * (0.5 + 0.5 * head.who.build.limbs))
     low = head.view.point(Place(neck.side, neck.up - 0.012, neck.ahead))
-    head.canvas.tube(head.point(0, -0.55, -0.12), low, (size, size, size * 1.15), skin * 0.72)
+    head.canvas.tube(head.point(0.0, -0.55, -0.12), low, (size, size, size * 1.15), skin * 0.72)
 
 
 def _face(head: Head) -> BallPaint:
@@ -78,7 +80,7 @@ def _face(head: Head) -> BallPaint:
         seen = soft(ahead - 0.15, 6.0)
         color = skin * (1.0 + 0.10 * soft(0.10 - np.abs(side)) * soft(0.17 - np.abs(up + 0.12)) * seen)
         if who.beard:
-            beard = (soft(-0.34 - up + 0.2 * np.abs(side), 8.0) * seen)
+            beard = soft(-0.34 - up + 0.2 * np.abs(side), 8.0) * seen
             color = color + 0.8 * beard * (hair - color)
         apart = np.abs(np.abs(side) - 0.36)
         dark = soft(0.15 - apart) * (0.85 * soft(0.075 - np.abs(up - 0.05)) + 0.55 * soft(0.05 - np.abs(up - 0.26)))
@@ -91,22 +93,26 @@ def _face(head: Head) -> BallPaint:
 def _ears(head: Head) -> None:
     if head.who.hair in ("bob", "long"):
         return
-    for side in (1, -1):
+    for side in (1.0, -1.0):
         if -side * math.sin(head.heading) > -0.2:
             size = head.view.size(0.012)
-            head.canvas.tube(head.point(side, 0.1, -0.05), head.point(side * 0.95, -0.15, -0.05), (size, size), linear(head.who.skin) * 0.88)
+            head.canvas.tube(
+                head.point(side, 0.1, -0.05),
+                head.point(side * 0.95, -0.15, -0.05),
+                (size, size),
+                linear(head.who.skin) * 0.88,
+            )
 
 
 def _hair(head: Head) -> None:
-    who, color = head.who, linear(head.who.hair_color)
-    style = who.hair
-    grow = {"bald": 1.02, "curly": 1.30, "bob": 1.20, "long": 1.14}.get(style, 1.09)
+    style, color = head.who.hair, linear(head.who.hair_color)
+    if style == "bald":
+        return
+    grow = {"curly": 1.30, "bob": 1.20, "long": 1.14}.get(style, 1.09)
 
     def paint(right: np.ndarray, up: np.ndarray, front: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         side, up, ahead = head.local(right, up, front)
-        if style == "bald":
-            mask = soft(0.05 - up) * soft(up + 0.5) * soft(-0.1 - ahead)
-        elif style in ("bob", "long"):
+        if style in ("bob", "long"):
             mask = np.maximum(soft(0.22 - ahead), soft(up - 0.48 + 0.1 * np.abs(side)))
         elif style == "curly":
             mask = np.maximum(soft(0.05 - ahead) * soft(up + 0.55), soft(up - 0.34))
@@ -116,7 +122,7 @@ def _hair(head: Head) -> None:
         return color * sheen, mask
 
     low = -0.10 if style == "bob" else 0.04
-    head.canvas.ball(head.point(0, low, -0.06), head.radii(grow, 1.06 if style == "bob" else 1.0), paint)
+    head.canvas.ball(head.point(0.0, low, -0.06), head.radii(grow, 1.06 if style == "bob" else 1.0), paint)
 
 
 def draw_hanging_hair(head: Head) -> None:
@@ -124,15 +130,20 @@ def draw_hanging_hair(head: Head) -> None:
     color, view = linear(head.who.hair_color), head.view
     match head.who.hair:
         case "long":
-            wide = view.half_width(np.array([0.050, 0.058, 0.062, 0.056, 0.030]), np.array([0.045, 0.040, 0.034, 0.030, 0.02]))
-            head.canvas.tube(head.point(0, 0.2, -0.45), head.point(0, -2.35, -0.75), wide, color * 0.9)
+            wide = view.half_width(
+                np.array([0.050, 0.058, 0.062, 0.056, 0.030]), np.array([0.045, 0.040, 0.034, 0.030, 0.02])
+            )
+            head.canvas.tube(head.point(0.0, 0.2, -0.45), head.point(0.0, -2.35, -0.75), wide, color * 0.9)
         case "ponytail":
             size = view.size(1.0)
             head.canvas.tube(
-                head.point(0, 0.45, -0.95), head.point(0, -1.6, -1.45), (0.018 * size, 0.026 * size, 0.022 * size, 0.010 * size), color
+                head.point(0.0, 0.45, -0.95),
+                head.point(0.0, -1.6, -1.45),
+                (0.018 * size, 0.026 * size, 0.022 * size, 0.010 * size),
+                color,
             )
         case "bun":
-            head.canvas.ball(head.point(0, 0.62, -0.95), (view.size(0.032), view.size(0.030)), color)
+            head.canvas.ball(head.point(0.0, 0.62, -0.95), (view.size(0.032), view.size(0.030)), color)
 
 
 def _hat(head: Head) -> None:
@@ -148,7 +159,7 @@ def _hat(head: Head) -> None:
         return color * (1.0 - 0.3 * band + ribs), soft(up - edge, 14.0)
 
     grow = 1.22 if who.hair == "curly" else 1.15
-    head.canvas.ball(head.point(0, 0.08, -0.04), head.radii(grow), paint)
+    head.canvas.ball(head.point(0.0, 0.08, -0.04), head.radii(grow), paint)
 
 
 def _brim(head: Head) -> None:
@@ -157,7 +168,7 @@ def _brim(head: Head) -> None:
     view, color = head.view, linear(head.who.hat_color) * 0.8
     tilt = view.height * _HIGH * (0.10 + 0.8 * abs(math.sin(view.pitch)))
     if head.who.hat == "sun hat":
-        head.canvas.ball(head.point(0, 0.40, 0), (view.size(0.115), tilt * 1.5), color)
+        head.canvas.ball(head.point(0.0, 0.40, 0.0), (view.size(0.115), tilt * 1.5), color)
     else:
         across = float(view.half_width(0.044, 0.042, head.turn))
-        head.canvas.ball(head.point(0, 0.36, 1.15), (across, tilt), color)
+        head.canvas.ball(head.point(0.0, 0.36, 1.15), (across, tilt), color)

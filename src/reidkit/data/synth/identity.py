@@ -30,8 +30,7 @@ class Stream(IntEnum):
     JUNK = 3
     CAMERA = 4
     SCENE = 5
-    TRAITS = 6
-    IDENTITY = 7
+    IDENTITY = 6
 
 
 def generator(seed: int, stream: Stream, *words: int) -> np.random.Generator:
@@ -105,7 +104,13 @@ LOWER_COLORS: tuple[Color, ...] = (
     (0.62, 0.10, 0.16),  # wine
     (0.34, 0.44, 0.18),  # olive
 )
-_SKIN: tuple[Color, ...] = ((0.96, 0.80, 0.69), (0.88, 0.69, 0.55), (0.76, 0.56, 0.42), (0.56, 0.38, 0.27), (0.36, 0.24, 0.18))
+_SKIN: tuple[Color, ...] = (
+    (0.96, 0.80, 0.69),
+    (0.88, 0.69, 0.55),
+    (0.76, 0.56, 0.42),
+    (0.56, 0.38, 0.27),
+    (0.36, 0.24, 0.18),
+)
 _HAIR: tuple[Color, ...] = (
     (0.07, 0.06, 0.06),
     (0.20, 0.12, 0.08),
@@ -141,14 +146,42 @@ _PATTERNS: dict[Pattern, float] = {
     "logo": 0.10,
     "sleeves": 0.07,
 }
-_WOMAN_UPPER: dict[UpperKind, float] = {"t-shirt": 0.32, "long sleeve": 0.25, "tank top": 0.15, "hoodie": 0.06, "jacket": 0.12, "coat": 0.1}
-_MAN_UPPER: dict[UpperKind, float] = {"t-shirt": 0.4, "long sleeve": 0.22, "tank top": 0.05, "hoodie": 0.13, "jacket": 0.14, "coat": 0.06}
-_WOMAN_LOWER: dict[LowerKind, float] = {"trousers": 0.32, "wide trousers": 0.1, "shorts": 0.14, "skirt": 0.18, "long skirt": 0.1, "dress": 0.16}
+_WOMAN_UPPER: dict[UpperKind, float] = {
+    "t-shirt": 0.32,
+    "long sleeve": 0.25,
+    "tank top": 0.15,
+    "hoodie": 0.06,
+    "jacket": 0.12,
+    "coat": 0.1,
+}
+_MAN_UPPER: dict[UpperKind, float] = {
+    "t-shirt": 0.4,
+    "long sleeve": 0.22,
+    "tank top": 0.05,
+    "hoodie": 0.13,
+    "jacket": 0.14,
+    "coat": 0.06,
+}
+_WOMAN_LOWER: dict[LowerKind, float] = {
+    "trousers": 0.32,
+    "wide trousers": 0.1,
+    "shorts": 0.14,
+    "skirt": 0.18,
+    "long skirt": 0.1,
+    "dress": 0.16,
+}
 _MAN_LOWER: dict[LowerKind, float] = {"trousers": 0.5, "wide trousers": 0.2, "shorts": 0.3}
-_WOMAN_HAIR: dict[HairStyle, float] = {"short": 0.06, "curly": 0.1, "bob": 0.22, "long": 0.3, "ponytail": 0.2, "bun": 0.12}
+_WOMAN_HAIR: dict[HairStyle, float] = {
+    "short": 0.06,
+    "curly": 0.1,
+    "bob": 0.22,
+    "long": 0.3,
+    "ponytail": 0.2,
+    "bun": 0.12,
+}
 _MAN_HAIR: dict[HairStyle, float] = {"bald": 0.14, "short": 0.66, "curly": 0.16, "ponytail": 0.04}
-_BAGS: dict[BagKind | None, float] = {None: 0.36, "backpack": 0.32, "handbag": 0.14, "shoulder bag": 0.18}
-_HATS: dict[HatKind | None, float] = {None: 0.68, "cap": 0.17, "beanie": 0.10, "sun hat": 0.05}
+_BAGS: dict[BagKind | None, float] = {None: 0.46, "backpack": 0.22, "handbag": 0.14, "shoulder bag": 0.18}
+_HATS: dict[HatKind | None, float] = {None: 0.70, "cap": 0.16, "beanie": 0.10, "sun hat": 0.05}
 
 T = TypeVar("T")
 
@@ -169,7 +202,9 @@ def draw_identity(seed: int, number: int) -> Identity:
     lower = choose(rng, _WOMAN_LOWER if woman else _MAN_LOWER)
     upper_cloth = _garment(rng, upper_color, choose(rng, _PATTERNS))
     plain_lower = lower in ("trousers", "wide trousers") or rng.random() < 0.6
-    lower_cloth = _garment(rng, lower_color, "plain" if plain_lower else choose(rng, {"stripes": 0.4, "checks": 0.4, "block": 0.2}))
+    lower_cloth = _garment(
+        rng, lower_color, "plain" if plain_lower else choose(rng, {"stripes": 0.4, "checks": 0.4, "block": 0.2})
+    )
     hair = choose(rng, _WOMAN_HAIR if woman else _MAN_HAIR)
     return Identity(
         build=_build(rng, woman),
@@ -201,8 +236,10 @@ def _dealt_colors(seed: int, number: int) -> tuple[Color, Color]:
 
 def _garment(rng: np.random.Generator, color: Color, pattern: Pattern) -> Garment:
     tint = rng.uniform(-0.025, 0.025, 3)
-    base = tuple(float(c) for c in np.clip(np.array(color) + tint, 0.03, 0.96))
-    return Garment((base[0], base[1], base[2]), _distinct(rng, UPPER_COLORS, color), _distinct(rng, UPPER_COLORS, color), pattern)
+    red, green, blue = (float(c) for c in np.clip(np.array(color) + tint, 0.03, 0.96))
+    # White or black goes with everything, and people know it.
+    accents = UPPER_COLORS if rng.random() < 0.25 else UPPER_COLORS[:2]
+    return Garment((red, green, blue), _distinct(rng, accents, color), _distinct(rng, UPPER_COLORS[:3], color), pattern)
 
 
 def _build(rng: np.random.Generator, woman: bool) -> Build:

@@ -149,10 +149,14 @@ def _arm(build: Build, pose: Pose, side: int, lift: float) -> Arm:
     bend = pose.elbows[index]
     shoulder = leaning(pose, side * 0.103 * build.shoulders, SHOULDER + lift, 0.0)
     out = math.sin(pose.spread) * side
-    elbow = Place(shoulder.side + 0.165 * out, shoulder.up - 0.165 * math.cos(angle), shoulder.ahead + 0.165 * math.sin(angle))
+    elbow = Place(
+        shoulder.side + 0.165 * out, shoulder.up - 0.165 * math.cos(angle), shoulder.ahead + 0.165 * math.sin(angle)
+    )
     low = angle + bend
     inward = -0.25 * side * math.sin(bend) * 0.5
-    wrist = Place(elbow.side + 0.145 * (out * 0.3 + inward), elbow.up - 0.145 * math.cos(low), elbow.ahead + 0.145 * math.sin(low))
+    wrist = Place(
+        elbow.side + 0.145 * (out * 0.3 + inward), elbow.up - 0.145 * math.cos(low), elbow.ahead + 0.145 * math.sin(low)
+    )
     hand = Place(*(w + 0.30 * (w - e) for w, e in zip(wrist, elbow, strict=True)))
     return Arm(shoulder, elbow, wrist, hand)
 
@@ -190,7 +194,8 @@ class View:
     def half_width(self, wide: np.ndarray | float, deep: np.ndarray | float, turn: float = 0.0) -> np.ndarray:
         """Half the breadth in pixels of an ellipse with those half axes (body heights), turned as the body is."""
         cos, sin = math.cos(self.heading + turn), math.sin(self.heading + turn)
-        return self.height * self.stretch * np.sqrt(np.square(np.multiply(wide, cos)) + np.square(np.multiply(deep, sin)))
+        half = np.hypot(np.multiply(wide, cos), np.multiply(deep, sin))
+        return np.asarray(self.height * self.stretch * half)
 
     def size(self, length: float) -> float:
         """A radius of something round, body heights to pixels."""

@@ -68,7 +68,7 @@ class _Ball:
 
 
 _Window = tuple[slice, slice]
-_Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Surface = Float32[np.ndarray, "4 height width"]
 """Of one tube in its window: cover, shade, angle around, way along."""
 _STEPS = np.arange(256.0)
 _FAR = 1e6  # pixels: a limit that never limits
@@ -86,8 +86,9 @@ class Canvas:
         self.pixels = pixels
         self.light = light
         self._strokes: list[_Tube | _Ball] = []
-        rows, columns = np.indices(pixels.shape[1:], dtype=np.float32)
-        self._rows, self._columns = rows + 0.5, columns + 0.5
+        centers = np.indices(pixels.shape[1:]).astype(np.float32) + 0.5
+        self._rows: np.ndarray = centers[0]
+        self._columns: np.ndarray = centers[1]
 
     def tube(
         self,
@@ -102,9 +103,7 @@ class Canvas:
         """Adds a tube from `start` to `end` whose radius follows two or more `radii`, evenly spaced, in pixels."""
         self._strokes.append(_Tube(start, end, radii, paint, flat_start, flat_end))
 
-    def ball(
-        self, center: tuple[float, float], radii: tuple[float, float], paint: BallPaint | np.ndarray
-    ) -> None:
+    def ball(self, center: tuple[float, float], radii: tuple[float, float], paint: BallPaint | np.ndarray) -> None:
         """Adds an ellipsoid with horizontal and vertical radii in pixels."""
         self._strokes.append(_Ball(center, radii, paint))
 
@@ -112,8 +111,14 @@ class Canvas:
         """Puts all strokes on the picture, in the order in which they came."""
         if not self._strokes:
             return
-        tubes = [(stroke, window) for stroke in self._strokes if isinstance(stroke, _Tube) and (window := self._around(stroke))]
-        surfaces = dict(zip((id(tube) for tube, _ in tubes), zip((w for _, w in tubes), self._surfaces(tubes), strict=True), strict=True))
+        tubes = [
+            (stroke, window)
+            for stroke in self._strokes
+            if isinstance(stroke, _Tube) and (window := self._around(stroke))
+        ]
+        surfaces = {
+            id(tube): (window, planes) for (tube, window), planes in zip(tubes, self._surfaces(tubes), strict=True)
+        }
         for stroke in self._strokes:
             if isinstance(stroke, _Ball):
                 self._paint_ball(stroke)
@@ -137,7 +142,7 @@ class Canvas:
         columns = [self._columns[window].ravel() for _, window in tubes]
         counts = [len(part) for part in columns]
         x, y = np.concatenate(columns), np.concatenate([self._rows[window].ravel() for _, window in tubes])
-        ax, ay, a0, bx, by, b0, length, start, end, offset, sideways = np.repeat(facts.T, counts, axis=1)
+        ax, ay, a0, bx, by, b0, length, before, after, offset, sideways = np.repeat(facts.T, counts, axis=1)
         way = ax * x + ay * y + a0
         across = bx * x + by * y + b0
         along = np.clip(way, 0.0, 1.0)
@@ -145,17 +150,15 @@ class Canvas:
         beyond = (way - along) * length
         cover = radius + 0.5 - np.sqrt(across * across + beyond * beyond)
         way *= length
-        cover = np.minimum(np.minimum(cover, way + start), end - way)
+        cover = np.minimum(np.minimum(cover, way + before), after - way)
         side = np.clip(across / radius, -1.0, 1.0)
         front = np.sqrt(1.0 - side * side)
         shade = self.light.shade(side * sideways + front * self.light.direction[2], front)
-        planes = (np.clip(cover, 0.0, 1.0), shade, np.arcsin(side), along)
+        planes = np.stack([np.clip(cover, 0.0, 1.0), shade, np.arcsin(side), along])
         edges = np.cumsum([0, *counts])
-        shapes = [self._columns[window].shape for _, window in tubes]
         return [
-            (cut[0], cut[1], cut[2], cut[3])
-            for i, shape in enumerate(shapes)
-            for cut in [[plane[edges[i] : edges[i + 1]].reshape(shape) for plane in planes]]
+            planes[:, start:end].reshape(4, *self._columns[window].shape)
+            for (_, window), start, end in zip(tubes, edges[:-1], edges[1:], strict=True)
         ]
 
     def _facts(self, tube: _Tube, offset: float) -> tuple[float, ...]:
@@ -191,16 +194,14 @@ class Canvas:
         facing = x * direction[0] + y * direction[1] + front * direction[2]
         self._blend(window, color * self.light.shade(facing, front), cover * mask)
 
-    def darken(self, center: tuple[float, float], radii: tuple[float, float], amount: float, slant: float = 0.0) -> None:
-        """Casts a soft elliptic shadow on what is there; `slant` shears it sideways, in pixels a pixel."""
-        reach = radii[0] + abs(slant) * radii[1]
-        window = self._window(center[0] - reach, center[1] - radii[1], center[0] + reach, center[1] + radii[1])
+    def darken(self, center: tuple[float, float], radii: tuple[float, float], amount: float) -> None:
+        """Casts a soft elliptic shadow on what is there now."""
+        (cx, cy), (rx, ry) = center, radii
+        window = self._window(cx - rx, cy - ry, cx + rx, cy + ry)
         if window is None:
             return
-        y = self._rows[window] - center[1]
-        x = self._columns[window] - center[0] + slant * y
-        fall = np.clip(1.0 - np.square(x / radii[0]) - np.square(y / radii[1]), 0.0, 1.0)
-        self.pixels[:, window[0], window[1]] *= 1.0 - amount * np.sqrt(fall)
+        x, y = (self._columns[window] - cx) / rx, (self._rows[window] - cy) / ry
+        self.pixels[:, window[0], window[1]] *= 1.0 - amount * np.sqrt(np.maximum(1.0 - x * x - y * y, 0.0))
 
     def _window(self, left: float, top: float, right: float, bottom: float) -> _Window | None:
         height, width = self.pixels.shape[1:]
