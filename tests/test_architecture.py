@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from conditions import as_installed
 from reidkit.architecture import ResNetSpec
 from reidkit.errors import ConfigError
 
@@ -30,3 +31,12 @@ def test_what_cannot_be_is_refused(options, text):
 
 def test_the_limits_themselves_can_be():
     assert ResNetSpec(last_stride=2, gem_p=16.0).gem_p == 16.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"ibn": "b"}, "Unknown kind of IBN 'b'"), ({"pooling": "mean"}, "Unknown pooling 'mean'")],
+)
+def test_an_option_that_is_not_there_is_refused(options, message):
+    with as_installed(), pytest.raises(ConfigError, match=message):
+        ResNetSpec(**options)

@@ -1,14 +1,20 @@
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from conditions import unprivileged
-from reidkit.atomic import output_directory, output_file
+from reidkit.atomic import check_free, growing_file, output_file
+from reidkit.atomic import output_directory as marked_directory
 from reidkit.errors import OutputError
+
+MARKER = ".mine"
+output_directory = partial(marked_directory, marker=MARKER)
 
 
 def names(folder: Path) -> list[str]:
@@ -27,7 +33,7 @@ def fill_file(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def refused(block: AbstractContextManager[Path]) -> None:
+def refused(block: AbstractContextManager[object]) -> None:
     """Enters a block that must not run."""
     with block:
         pytest.fail("the block must not run")
@@ -126,8 +132,64 @@ class TestDirectory:
         with output_directory(target, overwrite=True) as folder:
             (folder / "new.txt").write_text("new")
             assert (target / "inner" / "b.txt").read_text() == "old"
-        assert names(target) == ["new.txt"]
+        assert names(target) == [MARKER, "new.txt"]
         assert names(tmp_path) == ["m.reid"]
+
+    def test_the_block_may_write_the_marker_itself(self, tmp_path):
+        with output_directory(tmp_path / "m.reid") as folder:
+            (folder / MARKER).write_text("something")
+        assert (tmp_path / "m.reid" / MARKER).read_text() == "something"
+
+    @pytest.mark.parametrize(
+        ("files", "found"),
+        [
+            (["photo.jpg"], "photo.jpg"),
+            (["d", "c", "b", "a", ".e"], ".e, a, b and 2 more"),
+        ],
+    )
+    def test_overwrite_never_removes_a_folder_of_another_kind(self, tmp_path, files, found):
+        target = tmp_path / "holiday"
+        target.mkdir()
+        for name in files:
+            (target / name).write_text("dear")
+        with pytest.raises(OutputError) as caught:
+            refused(output_directory(target, overwrite=True))
+        assert str(caught.value) == (
+            f"{target} is not replaced, for it may hold something else; nothing was removed\n"
+            f"  got: a folder with {found}, and no .mine\n"
+            "  expected: an empty folder, or one with the .mine that reidkit writes\n"
+            "  to do: choose another name, or remove the folder yourself"
+        )
+        assert names(target) == sorted(files)
+        assert names(tmp_path) == ["holiday"]
+
+    def test_a_folder_is_no_marker(self, tmp_path):
+        (tmp_path / "holiday" / MARKER).mkdir(parents=True)
+        with pytest.raises(OutputError, match=r"nothing was removed\n  got: a folder with \.mine, and no \.mine"):
+            refused(output_directory(tmp_path / "holiday", overwrite=True))
+
+    def test_overwrite_takes_an_empty_folder(self, tmp_path):
+        (tmp_path / "m.reid").mkdir()
+        fill_directory(tmp_path / "m.reid", "new", overwrite=True)
+        assert (tmp_path / "m.reid" / "a.txt").read_text() == "new"
+
+    def test_a_folder_of_another_kind_that_came_meanwhile_is_not_removed(self, tmp_path):
+        target = tmp_path / "m.reid"
+        with pytest.raises(OutputError, match="nothing was removed"), output_directory(target, overwrite=True):
+            fill_file(target / "photo.jpg", "dear")
+        assert names(target) == ["photo.jpg"]
+        assert names(tmp_path) == ["m.reid"]
+
+    @pytest.mark.parametrize("name", [".", "..", "inner/.."])
+    def test_the_working_folder_itself_cannot_be_replaced(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "inner").mkdir()
+        with pytest.raises(OutputError) as caught:
+            fill_directory(Path(name), "new", overwrite=True)
+        assert str(caught.value) == (
+            f"Cannot write {name}\n  got: no name to put a new folder under\n  to do: choose another name"
+        )
+        assert names(tmp_path) == ["inner"]
 
     @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
     def test_when_the_block_raises_the_old_one_stays(self, tmp_path, error):
@@ -182,6 +244,91 @@ class TestDirectory:
         assert not (tmp_path / "m.reid").is_symlink()
         assert (tmp_path / "m.reid" / "a.txt").read_text() == "new"
         assert (tmp_path / "real" / "a.txt").read_text() == "old"
+
+
+class TestGrowing:
+    def test_every_line_is_there_when_it_is_written(self, tmp_path):
+        target = tmp_path / "new" / "log.csv"
+        with growing_file(target) as stream:
+            assert target.read_bytes() == b""
+            stream.write("größe,1\r\n")
+            assert target.read_bytes() == "größe,1\r\n".encode()
+            stream.write("b,2\n")
+            assert target.read_bytes() == "größe,1\r\nb,2\n".encode()
+
+    def test_what_was_written_stays_when_the_block_raises(self, tmp_path):
+        fill_file(tmp_path / "log.csv", "an earlier log, much longer than the new one")
+        with pytest.raises(UnicodeEncodeError), growing_file(tmp_path / "log.csv") as stream:
+            stream.writelines(["a,1\n", "\ud800"])
+        assert (tmp_path / "log.csv").read_text() == "a,1\n"
+
+    @pytest.mark.parametrize("place", ["folder", "pipe"])
+    def test_what_is_no_plain_file_is_refused(self, tmp_path, place):
+        (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OutputError, match=r"Cannot write .*\n  got: (Is a directory|no plain file in its place)\n"):
+            refused(growing_file(tmp_path / place))
+
+    def test_a_full_disk_does_not_promise_what_is_not_so(self, tmp_path):
+        with pytest.raises(OutputError) as caught, growing_file(tmp_path / "log.csv"):
+            Path("/dev/full").write_bytes(b"x")
+        assert str(caught.value) == (
+            f"Cannot write {tmp_path / 'log.csv'}\n  got: No space left on device\n"
+            "  to do: free some space or write elsewhere; what was written so far stays"
+        )
+
+
+class TestFree:
+    def test_a_file(self, tmp_path):
+        check_free(tmp_path / "a.json")
+        fill_file(tmp_path / "a.json", "old")
+        check_free(tmp_path / "a.json", overwrite=True)
+        with pytest.raises(OutputError, match=r"a\.json already exists\n  to do: choose another name, or say --overwr"):
+            check_free(str(tmp_path / "a.json"))
+
+    def test_a_folder_where_a_file_is_to_be_written(self, tmp_path):
+        with pytest.raises(OutputError, match=f"Cannot write {tmp_path}\n  got: Is a directory"):
+            check_free(tmp_path, overwrite=True)
+
+    def test_a_folder(self, tmp_path):
+        check_free(tmp_path / "m.reid", marker=MARKER)
+        fill_directory(tmp_path / "m.reid", "old")
+        check_free(tmp_path / "m.reid", marker=MARKER, overwrite=True)
+        with pytest.raises(OutputError, match=r"m\.reid already exists"):
+            check_free(tmp_path / "m.reid", marker=MARKER)
+        with pytest.raises(OutputError, match="nothing was removed"):
+            check_free(tmp_path / "m.reid", marker="manifest.json", overwrite=True)
+
+
+def test_a_file_that_the_block_put_there_has_the_permissions_of_a_new_one(tmp_path):
+    # safetensors writes beside and renames; its files are for their owner alone.
+    with output_file(tmp_path / "a.json") as temporary:
+        other = tmp_path / "other"
+        other.touch(mode=0o600)
+        other.replace(temporary)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_umask_of_the_process_is_left_alone(tmp_path, monkeypatch):
+    # It belongs to every thread: to read it is to change it for a moment.
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask was touched"))
+    fill_file(tmp_path / "a.json", "x")
+    fill_directory(tmp_path / "m.reid", "x")
+
+
+def test_files_are_synced_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    # Windows refuses any other. Folders have none.
+    synced, fsync = [], os.fsync
+
+    def spy(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    fill_directory(tmp_path / "m.reid", "x")
+    files = [access for path, access in synced if path.suffix == ".txt"]
+    assert files == [os.O_RDWR, os.O_RDWR]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from reidkit.bundle import (
     Golden,
     Manifest,
     Provenance,
+    check_place,
     file_sha256,
     open_bundle,
     record_accuracy,
@@ -175,20 +176,51 @@ class TestWriting:
         assert names(folder) == ["golden.npz", "manifest.json", "model.onnx"]
         assert names(folder.parent) == ["m.reid"]
 
-    @pytest.mark.parametrize("content", ["photos", "nothing"])
-    def test_overwrite_never_removes_a_folder_that_is_no_bundle(self, tmp_path, content):
+    def test_overwrite_never_removes_a_folder_that_is_no_bundle(self, tmp_path):
         mine = tmp_path / "holiday.reid"
         mine.mkdir()
-        if content == "photos":
-            (mine / "photo.jpg").write_bytes(b"dear")
-        before = names(mine)
+        (mine / "photo.jpg").write_bytes(b"dear")
         with pytest.raises(OutputError) as caught:
             write(mine, overwrite=True)
         assert str(caught.value) == (
-            f"{mine} is no bundle, so it is not replaced\n  to do: choose another name, or remove it"
+            f"{mine} is not replaced, for it may hold something else; nothing was removed\n"
+            "  got: a folder with photo.jpg, and no manifest.json\n"
+            "  expected: an empty folder, or one with the manifest.json that reidkit writes\n"
+            "  to do: choose another name, or remove the folder yourself"
         )
-        assert names(mine) == before
+        assert names(mine) == ["photo.jpg"]
         assert names(tmp_path) == ["holiday.reid"]
+
+    def test_the_place_can_be_asked_about_before_the_work(self, folder):
+        check_place(folder.parent / "new.reid")
+        check_place(str(folder), overwrite=True)
+        with pytest.raises(OutputError, match=r"m\.reid already exists\n  to do: choose another name, or say --over"):
+            check_place(folder)
+        with pytest.raises(
+            BundleError, match=r"A bundle's name must end in \.reid\n  got: .*\n  to do: call it new\.reid"
+        ):
+            check_place(folder.parent / "new")
+        (folder / "manifest.json").unlink()
+        with pytest.raises(
+            OutputError, match=r"nothing was removed\n  got: a folder with golden\.npz, model\.onnx, weig"
+        ):
+            check_place(folder, overwrite=True)
+
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            ({"licence": "MIT"}, "Unknown value of manifest.licence: 'MIT'\n  expected: one of permissive, "),
+            ({"precision": "float64"}, "Unknown value of manifest.precision: 'float64'\n  expected: one of float32, "),
+            ({"name": 3}, "manifest.name has the wrong type\n  got: 3 (int)\n  expected: str"),
+            ({"provenance": Provenance(recipe={"lr": {1, 2}})}, "The manifest holds what JSON cannot say\n  got: "),
+        ],
+    )
+    def test_what_could_not_be_opened_does_not_replace_what_can(self, folder, change, text):
+        with as_installed(), pytest.raises(ConfigError) as caught:
+            write(folder, dataclasses.replace(MANIFEST, **change), model=b"new", overwrite=True)
+        assert str(caught.value).startswith(text)
+        assert open_bundle(folder).model.read_bytes() == MODEL
+        assert names(folder.parent) == ["m.reid"]
 
     def test_overwrite_never_removes_a_file(self, tmp_path):
         (tmp_path / "m.reid").write_bytes(b"dear")
@@ -257,10 +289,11 @@ class TestWriting:
             dataclasses.replace(MANIFEST, batch=value)
 
 
-def accuracy(
-    dataset: str = "market", protocol: str = "market1501", runtime: str = "pytorch", rank1: float = 0.5
-) -> Accuracy:
-    return Accuracy(dataset, protocol, runtime, rank1=rank1, mAP=0.25, mINP=0.1, queries=7)
+ACCURACY = Accuracy("market", "market1501", "cosine", "pytorch", "float32", "cpu", 0.5, 0.25, 0.1, 7, 40)
+
+
+def accuracy(dataset: str = "market", **changes: Any) -> Accuracy:
+    return dataclasses.replace(ACCURACY, dataset=dataset, **changes)
 
 
 class TestAccuracy:
@@ -273,10 +306,24 @@ class TestAccuracy:
 
     def test_the_same_measurement_is_replaced_and_others_stay(self, folder):
         bundle = open_bundle(folder)
-        others = [accuracy("duke"), accuracy(protocol="cuhk03"), accuracy(runtime="openvino")]
-        for measured in [accuracy(rank1=0.1), *others, accuracy(rank1=0.9)]:
+        others = [
+            accuracy("duke"),
+            accuracy(protocol="cuhk03"),
+            accuracy(metric="euclidean"),
+            accuracy(runtime="openvino"),
+            accuracy(precision="float16"),
+            accuracy(device="cuda"),
+        ]
+        for measured in [accuracy(rank1=0.1), *others, accuracy(rank1=0.9, gallery=41)]:
             bundle = record_accuracy(bundle, measured)
-        assert open_bundle(folder).manifest.accuracy == (*others, accuracy(rank1=0.9))
+        assert open_bundle(folder).manifest.accuracy == (*others, accuracy(rank1=0.9, gallery=41))
+
+    def test_what_could_not_be_read_back_is_not_recorded(self, folder):
+        bundle = open_bundle(folder)
+        with as_installed(), pytest.raises(ConfigError) as caught:
+            record_accuracy(bundle, accuracy(gallery=np.int64(40)))
+        assert str(caught.value).startswith("manifest.accuracy[0].gallery has the wrong type\n  got: ")
+        assert open_bundle(folder) == bundle
 
     def test_one_recorded_meanwhile_is_kept(self, folder):
         bundle = open_bundle(folder)

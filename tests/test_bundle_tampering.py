@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ class TestTampering:
         assert "cannot be read" in (text := refusal(folder)) or "was changed after it was written" in text
 
     @pytest.mark.parametrize(
-        "content", ["[]", "3", "null", "{}", '{"schema": "1"}', '{"schema": null}', '{"schema": 1.0}']
+        "content",
+        ["[]", "3", "null", "{}", '{"schema": "1"}', '{"schema": null}', '{"schema": 1.0}', '{"schema": true}'],
     )
     def test_json_that_is_no_manifest(self, folder, content):
         (folder / "manifest.json").write_text(content)
@@ -133,6 +135,18 @@ class TestTampering:
             f"{folder / 'manifest.json'} has a schema this reidkit cannot read\n  got: {schema}\n  expected: 1\n"
         )
         assert f"  to do: {fix}" in text
+
+    def test_an_older_schema_is_read_and_what_it_lacks_takes_its_default(self, folder, monkeypatch):
+        values = json.loads((folder / "manifest.json").read_bytes())
+        assert values.pop("precision") == "float32"
+        assert values.pop("batch") == 2
+        (folder / "manifest.json").write_text(json.dumps(values))
+        sign(folder, {})
+        monkeypatch.setattr("reidkit.bundle.SCHEMA", 3)
+        manifest = open_bundle(folder).manifest
+        assert (manifest.precision, manifest.batch, manifest.name) == ("float32", None, "größe")
+        sign(folder, {}, schema=4)
+        assert "manifest.json has a schema this reidkit cannot read\n  got: 4\n  expected: 3\n" in refusal(folder)
 
     @pytest.mark.parametrize(
         ("change", "got"),

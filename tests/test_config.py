@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidkit.config import from_dict, load_toml, to_dict, unknown_name, with_overrides
-from reidkit.errors import ConfigError
+from reidkit.config import from_dict, load_toml, to_dict, with_overrides
+from reidkit.errors import ConfigError, unknown_name
 
 Speed = Literal["slow", "fast"]
 

@@ -262,11 +262,12 @@ class TestResize:
     def test_a_picture_of_the_size_stays_as_it_is(self, noise):
         np.testing.assert_array_equal(resize(noise, InputSpec(40, 30, resize="lanczos")), np.asarray(noise))
 
-    def test_a_filter_that_is_not_there(self, noise):
+    def test_a_filter_that_is_not_there(self):
         with as_installed(), pytest.raises(ConfigError) as caught:
-            resize(noise, InputSpec(4, 4, resize="cubic"))  # pyright: ignore[reportArgumentType]
+            InputSpec(4, 4, resize="cubic")  # pyright: ignore[reportArgumentType]
         assert str(caught.value) == (
-            "Unknown resize filter 'cubic'\n  expected: one of nearest, box, bilinear, hamming, bicubic, lanczos"
+            "Unknown resize filter 'cubic'\n  expected: one of nearest, box, bilinear, hamming, bicubic, lanczos\n"
+            "  to do: did you mean 'bicubic'?"
         )
 
     def test_a_crop_is_opened_turned_and_resized(self, tmp_path):

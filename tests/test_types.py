@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conditions import as_installed
 from reidkit.errors import ConfigError
 from reidkit.types import (
     DISTRACTOR,
@@ -95,3 +96,15 @@ def test_an_embedder_is_what_has_a_spec_and_embeds():
 def test_no_progress_shows_nothing(capsys):
     no_progress(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"color": "BGR"}, "Unknown color order 'BGR'\n  expected: one of rgb, bgr"),
+        ({"mean": (0.5,)}, "The input normalisation cannot be used"),
+    ],
+)
+def test_an_input_that_would_be_misread_is_refused(options, message):
+    with as_installed(), pytest.raises(ConfigError, match=message):
+        InputSpec(8, 4, **options)

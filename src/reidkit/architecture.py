@@ -5,9 +5,9 @@ No torch here: engines that are built without it (TensorRT's network definition,
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from reidkit.errors import ConfigError
+from reidkit.errors import ConfigError, require_one_of
 
 Ibn = Literal["none", "a"]
 Pooling = Literal["average", "max", "gem"]
@@ -40,6 +40,8 @@ class ResNetSpec:
     gem_learned: bool = False
 
     def __post_init__(self) -> None:
+        require_one_of("kind of IBN", self.ibn, get_args(Ibn))
+        require_one_of("pooling", self.pooling, get_args(Pooling))
         if self.depth not in STAGE_BLOCKS:
             raise ConfigError("No ResNet of this depth", got=self.depth, expected=f"one of {list(STAGE_BLOCKS)}")
         if self.last_stride not in (1, 2):

@@ -1,7 +1,7 @@
 """The bundle: a folder `NAME.reid/` that holds one model and the truth about it.
 
     manifest.json         what it is, where it comes from, what was measured, and the sha256 of every file
-    model.onnx            float32, pre-processing inside: uint8 n x height x width x 3 RGB in, float32 n x dim out
+    model.onnx            pre-processing inside: uint8 n x height x width x 3 RGB in, float32 n x dim out
     weights.safetensors   the float32 weights under their canonical names, when the architecture is known
     golden.npz            `crops` and the `embeddings` that the source framework gave for them
 
@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from reidkit.atomic import output_directory, output_file
+from reidkit.atomic import check_free, output_directory, output_file
 from reidkit.config import from_dict, to_dict
-from reidkit.errors import BundleError, ConfigError, InputError, OutputError
-from reidkit.types import InputSpec, Task
+from reidkit.errors import BundleError, ConfigError, InputError
+from reidkit.types import InputSpec, Precision, Task
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -85,15 +85,33 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """One measurement: fractions of 1 on one data set under one protocol."""
+    """One measurement: fractions of 1 on one data set under one protocol.
+
+    Attributes:
+        dataset: its format, its name or both.
+        protocol: that ranked.
+        metric: distance between embeddings.
+        runtime: engine.
+        precision: of the engine's arithmetic.
+        device: that it ran on, in the engine's own words.
+        rank1: queries whose nearest counted gallery crop is right.
+        mAP: mean average precision.
+        mINP: mean inverse negative penalty.
+        queries: that were valid.
+        gallery: crops that were ranked.
+    """
 
     dataset: str
     protocol: str
+    metric: str
     runtime: str
+    precision: str
+    device: str
     rank1: float
     mAP: float  # noqa: N815 (the field writes it so)
     mINP: float  # noqa: N815
     queries: int
+    gallery: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,7 @@ class Manifest:
         input: size, filter and the pre-processing that is inside the graph.
         embedding: the output.
         batch: the only batch size that the graph takes, or None where any will do.
+        precision: of the arithmetic in the graph; a foreign one may be coarser than float32.
         architecture: the known network, or None for a foreign graph.
         licence: class of licence of the weights.
         provenance: where they come from.
@@ -118,6 +137,7 @@ class Manifest:
     input: InputSpec
     embedding: Embedding
     batch: int | None = None
+    precision: Precision = "float32"
     architecture: Architecture | None = None
     licence: LicenceClass = "unknown"
     provenance: Provenance = field(default_factory=Provenance)
@@ -185,6 +205,23 @@ def _golden_misfit(crops: np.ndarray, embeddings: np.ndarray, manifest: Manifest
     return None if np.isfinite(embeddings).all() else ("embeddings that are not finite", expected)
 
 
+def check_place(path: Path | str, *, overwrite: bool = False) -> None:
+    """Refuses a place that no bundle can be written to: asked first, it spares the work.
+
+    Args:
+        path: of the bundle that is to be written.
+        overwrite: whether a bundle that is already there may be replaced.
+
+    Raises:
+        BundleError: the name does not end in `.reid`.
+        OutputError: something stands there and `overwrite` is False; or something that is no bundle.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {path.name}{SUFFIX}")
+    check_free(path, overwrite=overwrite, marker=MANIFEST)
+
+
 def write_bundle(
     path: Path | str,
     manifest: Manifest,
@@ -207,31 +244,31 @@ def write_bundle(
     Raises:
         BundleError: the name does not end in `.reid`.
         OutputError: the place is taken or cannot be written to, or the disk is full.
+        ConfigError: the manifest holds a value that could not be read back.
         InputError: the golden arrays do not fit the manifest.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {path.name}{SUFFIX}")
+    check_place(path, overwrite=overwrite)
     if misfit := _golden_misfit(golden.crops, golden.embeddings, manifest):
         got, expected = misfit
         raise InputError("The golden arrays do not fit the manifest", got=got, expected=expected)
     buffer = io.BytesIO()
     np.savez(buffer, crops=golden.crops, embeddings=golden.embeddings)
     files = {MODEL: model, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
-    manifest = replace(manifest, files={name: _sha256(data) for name, data in files.items()})
-    with output_directory(path, overwrite=overwrite) as folder:
-        if path.exists() and not (path / MANIFEST).is_file():
-            raise OutputError(f"{path} is no bundle, so it is not replaced", fix="choose another name, or remove it")
+    files[MANIFEST] = _manifest_bytes(replace(manifest, files={name: _sha256(data) for name, data in files.items()}))
+    with output_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
     return open_bundle(path)
 
 
 def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
-    """Adds a measurement to the manifest, in place of an earlier one of the same data set, protocol and runtime.
+    """Adds a measurement to the manifest, in place of an earlier one that was made in the same way.
+
+    The same way is the same data set, protocol, metric, runtime, precision and device.
 
     Raises:
+        ConfigError: the measurement holds a value that could not be read back.
         BundleError: the bundle was replaced since it was opened: the measurement is not of what is there now.
         OutputError: the manifest cannot be written to, or the disk is full.
     """
@@ -239,12 +276,23 @@ def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     current = _read_manifest(bundle.path / MANIFEST)
     if current.files != bundle.manifest.files:
         raise BundleError(f"{bundle.path} was replaced while it was measured", fix="measure it again")
-    same = (accuracy.dataset, accuracy.protocol, accuracy.runtime)
-    others = tuple(a for a in current.accuracy if (a.dataset, a.protocol, a.runtime) != same)
+    others = tuple(a for a in current.accuracy if _conditions(a) != _conditions(accuracy))
     manifest = replace(current, accuracy=(*others, accuracy))
+    data = _manifest_bytes(manifest)
     with output_file(bundle.path / MANIFEST) as temporary:
-        temporary.write_bytes(_manifest_bytes(manifest))
+        temporary.write_bytes(data)
     return replace(bundle, manifest=manifest)
+
+
+def _conditions(accuracy: Accuracy) -> tuple[str, ...]:
+    return (
+        accuracy.dataset,
+        accuracy.protocol,
+        accuracy.metric,
+        accuracy.runtime,
+        accuracy.precision,
+        accuracy.device,
+    )
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -291,10 +339,10 @@ def _read_manifest(file: Path) -> Manifest:
         raise BundleError(f"{file} is missing", expected="a bundle", fix="check the path, or copy it whole") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read", got=error, fix="copy the bundle again, whole") from error
-    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+    if not isinstance(values, dict) or type(values.get("schema")) is not int:
         raise BundleError(f"{file} is no manifest", expected='an object with a number "schema"')
     schema, digest = values.pop("schema"), values.pop("sha256", None)
-    if schema != SCHEMA:
+    if not 1 <= schema <= SCHEMA:  # what an older one does not have takes its default
         fix = "update reidkit (pip install -U reidkit)" if schema > SCHEMA else "export the bundle again"
         raise BundleError(f"{file} has a schema this reidkit cannot read", got=schema, expected=SCHEMA, fix=fix)
     if digest != _sha256(_canonical(values)):
@@ -322,8 +370,14 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is written; refused where `_read_manifest` would refuse it."""
     values = to_dict(manifest)
-    whole = {"schema": SCHEMA, "sha256": _sha256(_canonical(values)), **values}
+    from_dict(Manifest, values, where="manifest")
+    try:
+        digest = _sha256(_canonical(values))
+    except TypeError as error:
+        raise ConfigError("The manifest holds what JSON cannot say", got=error, expected="plain values") from error
+    whole = {"schema": SCHEMA, "sha256": digest, **values}
     # A file name that is no Unicode has lone surrogates; a backslash escape is how JSON writes those, too.
     return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 

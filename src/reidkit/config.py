@@ -5,7 +5,6 @@ An unknown key is an error that suggests the nearest name; a value is never conv
 """
 
 import dataclasses
-import difflib
 import sys
 import types
 import typing
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from reidkit.errors import ConfigError
+from reidkit.errors import ConfigError, unknown_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -98,14 +97,6 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
                 raise ConfigError(f"Cannot set {name}", got=f"{table} is a value, not a table", expected="a table")
         place[key] = _toml_value(text.strip())
     return result
-
-
-def unknown_name(what: str, name: str, known: Iterable[str], *, short: str | None = None) -> ConfigError:
-    """The error for a name that is none of `known`, with the nearest one suggested."""
-    known = list(known)
-    near = difflib.get_close_matches(short or name, known, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]!r}?" if near else None
-    return ConfigError(f"Unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix)
 
 
 def _dotted(where: str, key: str) -> str:

@@ -12,6 +12,9 @@ ReidkitError
 └── OutputError        a file cannot be written
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class ReidkitError(Exception):
     """A problem that reidkit found: what is wrong, what it got, what it expected and what to do.
@@ -77,3 +80,22 @@ class TrainingError(ReidkitError):
 
 class OutputError(ReidkitError):
     """A file cannot be written: no permission, no space, or something else is in its place."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], *, short: str | None = None) -> ConfigError:
+    """The error for a name that is none of `known`, with the nearest one suggested."""
+    known = list(known)
+    near = difflib.get_close_matches(short or name, known, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]!r}?" if near else None
+    return ConfigError(f"Unknown {what} {name!r}", expected="one of " + ", ".join(known), fix=fix)
+
+
+def require_one_of(what: str, value: object, known: Iterable[object]) -> None:
+    """Refuses a value that is none of `known`, with the nearest one suggested.
+
+    Raises:
+        ConfigError: names what has the value.
+    """
+    known = list(known)
+    if value not in known:
+        raise unknown_name(what, str(value), map(str, known))

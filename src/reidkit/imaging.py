@@ -119,16 +119,9 @@ def resize(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height wid
     """Resizes an RGB picture straight to the spec's height and width (the aspect ratio is not kept).
 
     The filter is Pillow's: it widens its support when shrinking, which OpenCV's filters of the same names do not.
-
-    Raises:
-        ConfigError: the spec names a filter that is not there.
     """
-    try:
-        resample = _FILTERS[spec.resize]
-    except KeyError:
-        raise ConfigError(f"Unknown resize filter {spec.resize!r}", expected=f"one of {', '.join(_FILTERS)}") from None
     if image.size != (spec.width, spec.height):
-        image = image.resize((spec.width, spec.height), resample)
+        image = image.resize((spec.width, spec.height), _FILTERS[spec.resize])
     return np.asarray(image, dtype=np.uint8)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from reidkit.errors import ConfigError
+from reidkit.errors import ConfigError, require_one_of
 
 ResizeFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ColorOrder = Literal["rgb", "bgr"]
@@ -24,6 +24,9 @@ UNKNOWN_CAMERA = -1
 
 DISTRACTOR = -1
 """`Crop.pid` of a gallery crop that shows nobody who is asked for (Market-1501's 0000): it counts as wrong."""
+
+UNKNOWN_IDENTITY = -2
+"""`Crop.pid` where nothing says whom a picture shows: neither right nor wrong, so it takes no part in a measurement."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on. Libraries draw nothing; whoever calls them may."""
@@ -59,6 +62,14 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        require_one_of("resize filter", self.resize, get_args(ResizeFilter))
+        require_one_of("color order", self.color, get_args(ColorOrder))
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ConfigError(
+                "The input normalisation cannot be used",
+                got=f"mean {self.mean}, std {self.std}",
+                expected="three numbers each",
+            )
         if not (1 <= self.height <= 8192 and 1 <= self.width <= 8192):
             raise ConfigError(
                 "The input size is out of range",
@@ -100,7 +111,10 @@ class EmbedderSpec:
 
 @runtime_checkable
 class Embedder(Protocol):
-    """An open model: crops in, embeddings out. `evaluate`, `verify`, `bench` and `search` know nothing else."""
+    """An open model: crops in, embeddings out. `evaluate`, `verify`, `bench` and `search` know nothing else.
+
+    `embed` may be called from several threads; whether the calls run side by side or in turn is the engine's affair.
+    """
 
     @property
     def spec(self) -> EmbedderSpec:
@@ -122,7 +136,7 @@ class Crop:
 
     Attributes:
         path: the picture file.
-        pid: identity, 0 or above, unique across the whole split; or DISTRACTOR.
+        pid: identity, 0 or above, unique across the whole split; or DISTRACTOR or UNKNOWN_IDENTITY.
         camid: camera, 0 or above; or UNKNOWN_CAMERA.
     """
 

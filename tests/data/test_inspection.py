@@ -183,12 +183,33 @@ def test_broken_pictures_are_no_copies_of_each_other(lay_out):
 def test_one_pool_tells_that_it_is_tested_on_what_it_learns(pictures):
     root = pictures({"a/c1_1.png": 1, "a/c2_1.png": 2, "b/c1_1.png": 3, "b/c2_1.png": 4})
     inspection = inspect_split(load_split(root))
-    assert {finding.kind: len(finding.paths) for finding in inspection.findings} == {
-        "train-test-identity": 2,
-        "train-test-copy": 4,
-        "ignored-copy": 4,
-    }
+    (finding,) = inspection.findings
+    assert (finding.kind, finding.severity) == ("one-pool", "warning")
+    assert finding.sentence == ("Training and test set are the same 4 pictures: accuracy will look better than it is.")
     assert inspection.valid_queries == 4
+
+
+def test_a_file_in_two_subsets_is_no_copy_of_itself(pictures):
+    root = pictures({"a.png": 1, "b.png": 2, "c.png": 1, "d.png": 4})
+    rows = ["a.png,1,0,train", "a.png,1,0,query", "a.png,1,0,gallery", "b.png,1,1,gallery", "d.png,2,0,train"]
+    (root / "set.csv").write_text("\n".join(["path,pid,camid,subset", *rows]))
+    inspection = inspect_split(load_split(root / "set.csv"))
+    found = findings(inspection)
+    assert found["train-test-copy"].paths == (root / "a.png",)
+    assert found["train-test-copy"].details == ("the same file",)
+    assert not found.keys() & {"query-gallery-copy", "ignored-copy", "one-pool"}
+    (root / "set.csv").write_text("\n".join(["path,pid,camid,subset", *rows, "c.png,1,0,gallery"]))
+    found = findings(inspect_split(load_split(root / "set.csv")))
+    assert found["ignored-copy"].details == (f"the same as {root / 'c.png'}",)
+
+
+def test_the_query_itself_is_no_match(pictures):
+    root = pictures({"a.png": 1, "b.png": 2, "c.png": 3})
+    rows = ["a.png,1,query", "b.png,2,query", "a.png,1,gallery", "b.png,2,gallery", "c.png,2,gallery"]
+    (root / "set.csv").write_text("\n".join(["path,pid,subset", *rows]))
+    inspection = inspect_split(load_split(root / "set.csv"))
+    assert inspection.valid_queries == 1
+    assert findings(inspection)["unmatched-query"].paths == (root / "a.png",)
 
 
 def test_it_is_plain_data(pictures):

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reidkit.data import inspect_split, load_split
 from reidkit.data.synth import synthesize
 from reidkit.data.synth.identity import LOWER_COLORS, UPPER_COLORS, draw_identity
 from reidkit.errors import ConfigError, OutputError
@@ -61,7 +63,7 @@ def crowd(tmp_path_factory):
 
 
 def test_folders_and_counts(small):
-    assert sorted(path.name for path in small.iterdir()) == sorted(FOLDERS)
+    assert sorted(path.name for path in small.iterdir()) == sorted((*FOLDERS, ".reidkit-synth"))
     assert Counter(parsed(small / "bounding_box_train")) == {(pid, cam): 2 for pid in (1, 2, 3) for cam in (1, 2, 3)}
     assert Counter(parsed(small / "query")) == {(pid, cam): 1 for pid in (4, 5, 6) for cam in (1, 2, 3)}
     gallery = Counter(pid for pid, _ in parsed(small / "bounding_box_test"))
@@ -181,7 +183,10 @@ def test_raw_pixels_do_not_find_people_across_cameras(crowd, metric):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"identities": 3}, ["identities is out of range", "got: 3", "4 to 9999"]),
+        (
+            {"identities": 3},
+            ["identities is out of range", "got: 3", "4 to 9999", "to do: choose a number in that range"],
+        ),
         ({"identities": 10_000}, ["identities is out of range", "got: 10000", "four digits"]),
         ({"cameras": 1}, ["cameras is out of range", "got: 1", "2 to 9", "another camera"]),
         ({"cameras": 10}, ["cameras is out of range", "got: 10", "one digit"]),
@@ -200,15 +205,31 @@ def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path, opt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_stays_unless_overwritten(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "precious.txt").write_text("mine")
-    with pytest.raises(OutputError, match="out already exists"):
-        synthesize(out, identities=4, cameras=2, crops_per_camera=2, workers=1)
-    assert (out / "precious.txt").read_text() == "mine"
-    synthesize(out, identities=4, cameras=2, crops_per_camera=2, workers=1, overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == sorted(FOLDERS)
+def test_a_folder_that_is_there_stays_unless_it_was_drawn_and_is_to_be_overwritten(small, tmp_path):
+    def draw(out: Path, **options: bool) -> Path:
+        return synthesize(out, identities=4, cameras=2, crops_per_camera=2, workers=1, **options)
+
+    drawn = shutil.copytree(small, tmp_path / "drawn")
+    (drawn / "stale.txt").touch()
+    with pytest.raises(OutputError, match=r"drawn already exists\n  to do: choose another name, or say --overwrite"):
+        draw(drawn)
+    draw(drawn, overwrite=True)
+    assert sorted(path.name for path in drawn.iterdir()) == sorted((*FOLDERS, ".reidkit-synth"))
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError) as caught:
+        draw(mine, overwrite=True)
+    assert "nothing was removed\n  got: a folder with precious.txt, and no .reidkit-synth\n" in str(caught.value)
+    assert [path.name for path in mine.iterdir()] == ["precious.txt"]
+
+
+def test_the_marker_does_not_disturb_whoever_reads_the_data_set(small):
+    split = load_split(small)
+    inspection = inspect_split(split)
+    assert (split.format, len(split.train), len(split.query)) == ("market1501", 18, 9)
+    assert "reidkit-synth" not in repr((split, inspection))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,5 +1,6 @@
 """Small networks built node by node; what they give is computed by hand in numpy, from the pixels on."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_the_manifest_says_what_is_known_and_no_more(take_in, save, tmp_path):
     assert (manifest.name, manifest.task, manifest.licence) == ("net", "vehicle", "research-only")
     assert manifest.input == SPEC
     assert (manifest.embedding.dim, manifest.embedding.normalized) == (DIM, False)
-    assert manifest.batch is None
+    assert (manifest.batch, manifest.precision) == (None, "float32")
     assert manifest.architecture is None
     assert manifest.provenance.source == "net.onnx"
     assert manifest.provenance.source_sha256 == file_sha256(tmp_path / "net.onnx")
@@ -171,6 +172,7 @@ def test_float16(take_in):
     bundle, crops = take_in(model(inputs=inputs, outputs=outputs, weights=weights)).bundle, some_crops()
     got = run_bundle(bundle, crops)
     assert got.dtype == np.float32
+    assert bundle.manifest.precision == "float16"
     np.testing.assert_allclose(got, by_hand(crops), rtol=0.02, atol=0.02)
 
 
@@ -185,8 +187,30 @@ def test_float16_inside_and_float32_outside(take_in):
     ]
     weights = [constant("kernel", KERNEL, np.float16), constant("head", HEAD, np.float16)]
     bundle, crops = take_in(model(nodes, weights=weights)).bundle, some_crops()
-    assert bundle.manifest.batch is None
+    assert (bundle.manifest.batch, bundle.manifest.precision) == (None, "float16")
     np.testing.assert_allclose(run_bundle(bundle, crops), by_hand(crops), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_weights_of_eight_bits(take_in, kind):
+    step = np.float32(np.abs(HEAD).max() / 127)
+    zero = 0 if kind == np.int8 else 128
+    codes = (np.round(HEAD / step) + zero).astype(kind)
+    nodes = [*TRUNK, TAIL[0], node("DequantizeLinear", ["codes", "step", "zero"], ["head"]), TAIL[1]]
+    weights = [WEIGHTS[0], constant("codes", codes, kind), constant("step", step), constant("zero", zero, kind)]
+    bundle, crops = take_in(model(nodes, weights=weights)).bundle, some_crops()
+    assert bundle.manifest.precision == "int8"
+    np.testing.assert_allclose(run_bundle(bundle, crops), by_hand(crops), rtol=0.05, atol=0.05)
+
+
+def test_bfloat16_weights(take_in):
+    # A bfloat16 is the upper half of a float32.
+    upper = (HEAD.view(np.uint32) >> 16).astype(np.uint16)
+    halves = helper.make_tensor("halves", TensorProto.BFLOAT16, HEAD.shape, upper.tobytes(), raw=True)
+    nodes = [*TRUNK, TAIL[0], node("Cast", ["halves"], ["head"], to=TensorProto.FLOAT), TAIL[1]]
+    bundle, crops = take_in(model(nodes, weights=[WEIGHTS[0], halves])).bundle, some_crops()
+    assert bundle.manifest.precision == "bfloat16"
+    np.testing.assert_allclose(run_bundle(bundle, crops), by_hand(crops), rtol=0.05, atol=0.05)
 
 
 def test_unit_length_is_detected(take_in):
@@ -630,6 +654,39 @@ def test_embeddings_of_length_zero_get_a_note(take_in):
     assert note.startswith("8 of 8 golden crops have an embedding of length zero")
 
 
+IMAGENET, IMAGENET_255 = ((0.485,) * 3, (0.229,) * 3), ((123.675,) * 3, (58.395,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("scale", "mean", "std", "note"),
+    [
+        # (0 - 123.675) / 58.395, (1 - 123.675) / 58.395, (255 - 123.675) / 58.395
+        (255.0, *IMAGENET_255, "as -2.118 to -2.101, where .* Should it be --scale 1. That would give -2.118 to 2.249"),
+        # -0.485 / 0.229, (255 - 0.485) / 0.229, (1 - 0.485) / 0.229
+        (1.0, *IMAGENET, "as -2.118 to 1111, where .* Should it be --scale 255. That would give -2.118 to 2.249"),
+        (1.0, (0.5,) * 3, (0.5,) * 3, "as -1 to 509, where .* Should it be --scale 255. That would give -1 to 1"),
+        (255.0, (104.0, 117.0, 123.0), (1.0,) * 3, "as -104 to -103, where .* --scale 1. That would give -104 to 151"),
+        (255.0, (0.0,) * 3, (0.5, 0.5, 20.0), "as 0 to 0.05, where .* are scale, mean and std right.$"),
+        (255.0, (1000.0,) * 3, (1.0,) * 3, "as -1000 to -999, where .* usual: are scale, mean and std right.$"),
+        (255.0, *IMAGENET, None),
+        (1.0, *IMAGENET_255, None),
+        (1.0, (104.0, 117.0, 123.0), (1.0,) * 3, None),  # centred pixels
+        (1.0, (0.0,) * 3, (1.0,) * 3, None),  # bare pixels
+        (255.0, (0.0,) * 3, (1.0,) * 3, None),
+        (127.5, (1.0,) * 3, (1.0,) * 3, None),
+    ],
+)
+def test_a_scale_that_does_not_go_with_mean_and_std_gets_a_note(take_in, scale, mean, std, note):
+    spec = InputSpec(HEIGHT, WIDTH, scale=scale, mean=mean, std=std)
+    found = [text for text in take_in(model(), spec).notes if "enter the network" in text]
+    if note is None:
+        assert found == []
+    else:
+        (text,) = found
+        assert text.startswith(f"With scale {scale:g}, pixels from 0 to 255 enter the network as ")
+        assert re.search(note, text), text
+
+
 # Files
 
 
@@ -734,6 +791,15 @@ def test_a_bundle_that_is_there_stays_unless_told(take_in, tmp_path):
     )
 
 
-def test_a_bundle_must_be_called_reid(save, tmp_path):
-    with pytest.raises(BundleError, match=r"A bundle's name must end in \.reid"):
-        import_onnx(save(model()), tmp_path / "net", spec=SPEC)
+def test_a_bad_place_is_refused_before_the_file_is_looked_at(tmp_path):
+    gone = tmp_path / "gone.onnx"
+    with pytest.raises(BundleError, match=r"A bundle's name must end in \.reid\n  got: .*\n  to do: call it net\.reid"):
+        import_onnx(gone, tmp_path / "net", spec=SPEC)
+    mine = tmp_path / "mine.reid"
+    mine.mkdir()
+    (mine / "photo.jpg").write_bytes(b"dear")
+    with pytest.raises(OutputError, match=r"mine\.reid already exists"):
+        import_onnx(gone, mine, spec=SPEC)
+    with pytest.raises(OutputError, match=r"nothing was removed\n  got: a folder with photo\.jpg"):
+        import_onnx(gone, mine, spec=SPEC, overwrite=True)
+    assert [file.name for file in mine.iterdir()] == ["photo.jpg"]

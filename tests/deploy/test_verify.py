@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reidkit.bundle import Golden, open_bundle
-from reidkit.deploy.verify import TOLERANCES, Parity, Tolerance, check_parity, verify
-from reidkit.errors import InputError, RuntimeMissing
+from reidkit.deploy.verify import TOLERANCES, Parity, Refusal, Tolerance, check_parity, verify
+from reidkit.errors import InputError
 from reidkit.types import EmbedderSpec, InputSpec
 
 SPEC = EmbedderSpec(InputSpec(2, 2), 2, False, None, "fake", "float32", "cpu")
@@ -135,7 +135,10 @@ def test_an_engine_fails_when_the_golden_embeddings_are_others(tiny_bundle, monk
     assert not row.passed
 
 
-def test_an_engine_that_is_not_here_is_an_error_and_no_pass(tiny_bundle, monkeypatch):
-    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeMissing, match="has no cuda"):
-        verify(open_bundle(tiny_bundle), ["onnxruntime"], device="cuda")
+def test_an_engine_that_cannot_open_it_fails_and_the_others_are_checked(tiny_bundle, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", list)
+    refused, checked = verify(open_bundle(tiny_bundle), ["onnxruntime", "openvino"])
+    assert isinstance(refused, Refusal)
+    assert (refused.runtime, refused.device, refused.passed) == ("onnxruntime", "cpu", False)
+    assert "This build of ONNX Runtime has no cpu" in str(refused.error)
+    assert checked.passed

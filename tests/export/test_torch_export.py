@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import reidkit
 from reidkit.architecture import ResNetSpec
 from reidkit.bundle import Provenance, open_bundle
-from reidkit.errors import ModelError, OutputError
+from reidkit.errors import BundleError, ModelError, OutputError
 from reidkit.export.torch_export import OPSET, export_checkpoint, export_model
 from reidkit.models.checkpoint import CheckpointFacts, architecture_of, load_deployed, save_checkpoint
 from reidkit.models.model import EmbeddingModel
@@ -43,6 +43,7 @@ def test_the_bundle_opens_and_says_what_it_is(tiny_bundle):
     manifest = open_bundle(tiny_bundle).manifest
     assert (manifest.name, manifest.task, manifest.licence) == ("tiny", "person", "unknown")
     assert (manifest.embedding.dim, manifest.embedding.normalized, manifest.batch) == (512, False, None)
+    assert manifest.precision == "float32"
     assert manifest.architecture is not None
     assert manifest.architecture.family == "resnet"
     assert sorted(manifest.files) == ["golden.npz", "model.onnx", "weights.safetensors"]
@@ -204,6 +205,30 @@ def test_a_bundle_that_is_there_stays(model, tiny_bundle, tmp_path, monkeypatch)
     assert open_bundle(out).manifest.name == "tiny"
     export_model(model, facts_of(model), out, name="second", overwrite=True)
     assert open_bundle(out).manifest.name == "second"
+
+
+def test_a_bad_place_is_refused_before_the_work(model, tmp_path, monkeypatch):
+    def work(*_, **__):
+        pytest.fail("worked before the check")
+
+    monkeypatch.setattr("reidkit.export.torch_export.load_checkpoint", work)
+    monkeypatch.setattr("reidkit.export.torch_export.golden_crops", work)
+    mine = tmp_path / "mine.reid"
+    mine.mkdir()
+    (mine / "photo.jpg").write_bytes(b"dear")
+
+    def export_both(out, **options):
+        with pytest.raises((BundleError, OutputError)) as first:
+            export_checkpoint(tmp_path / "run", out, **options)
+        with pytest.raises((BundleError, OutputError)) as second:
+            export_model(model, facts_of(model), out, name="x", **options)
+        assert str(first.value) == str(second.value)
+        return str(first.value)
+
+    assert export_both(tmp_path / "m.onnx").startswith("A bundle's name must end in .reid\n")
+    assert export_both(mine) == f"{mine} already exists\n  to do: choose another name, or say --overwrite"
+    assert "nothing was removed\n  got: a folder with photo.jpg" in export_both(mine, overwrite=True)
+    assert [file.name for file in mine.iterdir()] == ["photo.jpg"]
 
 
 def test_a_failing_translation_is_a_model_error(model, tmp_path, monkeypatch):

@@ -36,6 +36,22 @@ def test_not_finite(value):
         distance_matrix(np.ones((1, 4)), rows)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("value", [1e19, 1e20, 1e200])
+def test_too_large_for_float32(metric, value):
+    rows = np.ones((3, 4))
+    rows[1:, 2] = -value
+    with pytest.raises(InputError, match=r"2 of 3 query embeddings are too large[\s\S]*in row 1, with a value of 1e\+"):
+        distance_matrix(rows, np.ones((1, 4)), metric)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_largest_are_compared(metric):
+    rows = np.array([[9e18, 0.0], [-9e18, 0.0]])
+    expected = 2 if metric == "cosine" else 1.8e19
+    assert distance_matrix(rows, rows, metric)[0, 1] == pytest.approx(expected, rel=1e-6)
+
+
 def test_zero_vector_has_no_cosine():
     rows = np.ones((3, 4))
     rows[2] = 0

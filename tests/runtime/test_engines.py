@@ -1,5 +1,6 @@
 """Every engine gives what the network gives, for whatever array of crops a caller may hold."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 import reidkit
+from conditions import as_installed
 from reidkit.bundle import Bundle, open_bundle
-from reidkit.errors import ConfigError, InputError, ModelError, RuntimeMissing
+from reidkit.errors import InputError, ModelError, RuntimeMissing
 from reidkit.models.checkpoint import load_deployed
 from reidkit.runtime import ENGINES
 from reidkit.runtime.contract import check_crops, run_in_batches
@@ -178,8 +180,38 @@ def test_onnxruntime_never_moves_to_the_processor_in_silence(tiny_bundle, monkey
 
 
 def test_onnxruntime_on_an_unknown_device(tiny_bundle):
-    with pytest.raises(ConfigError, match=r"Unknown device 'cdua'\n  expected: one of cpu, cuda\n.*'cuda'"):
+    with pytest.raises(
+        RuntimeMissing, match=r"ONNX Runtime has no device 'cdua' here\n  expected: cpu, cuda or cuda:N"
+    ):
         reidkit.load(tiny_bundle, "onnxruntime", device="cdua")
+
+
+def test_onnxruntime_takes_a_card_by_number_and_no_tf32(tiny_bundle, monkeypatch):
+    asked = {}
+
+    class Session:
+        def __init__(self, path, options, providers):
+            asked["providers"] = providers
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider"]
+
+        def get_inputs(self):
+            return [type("Input", (), {"name": "crops"})()]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with as_installed():
+        reidkit.load(tiny_bundle, "onnxruntime", device="cuda:2")
+    assert asked["providers"] == [("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"})]
+
+
+def test_engines_may_be_called_from_several_threads(embedder):
+    crops = random_crops(4)
+    expected = embedder.embed(crops)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: embedder.embed(crops), range(16)):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_openvino_on_a_device_that_is_not_there(tiny_bundle):

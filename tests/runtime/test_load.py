@@ -108,5 +108,8 @@ class TestInstalled:
 @pytest.mark.parametrize("name", GRAPH_ENGINES)
 def test_a_graph_that_is_none_names_engine_and_file(tmp_path, name):
     bundle = write(tmp_path / "m.reid")  # its hashes are right, its graph is no graph
-    with pytest.raises(BundleError, match=rf"^{name} cannot open .*model\.onnx\n  got: .+\n  to do: export it again"):
+    with pytest.raises(
+        BundleError,
+        match=rf"^{name} cannot open .*model\.onnx\n  got: .+\n  to do: update {name}, or choose another runtime",
+    ):
         load(bundle, name)

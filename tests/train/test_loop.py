@@ -197,8 +197,19 @@ def test_what_is_shifted_in_is_zero_after_normalisation(split, tmp_path, monkeyp
 # -- runs that stop ----------------------------------------------------------------------------------------------------
 
 
+COLUMNS = "step,steps,epoch,loss,identity_loss,triplet_loss,lr,images_per_second"
+
+
 def nothing_in(folder):
     return not folder.exists() or not list(folder.iterdir())
+
+
+def only_a_log(folder):
+    """The steps in the log, which must be all that there is."""
+    assert [file.name for file in folder.iterdir()] == ["log.csv"]
+    header, *rows = (folder / "log.csv").read_text().splitlines()
+    assert header == COLUMNS
+    return [int(row.split(",")[0]) for row in rows]
 
 
 def test_nothing_to_train_on(split, tmp_path):
@@ -225,17 +236,29 @@ def test_a_picture_that_cannot_be_decoded_is_named(split, tmp_path):
     crops = (*split.train[:9], replace(split.train[9], path=broken), *split.train[10:])
     with pytest.raises(ImageError, match=r"broken\.png is truncated or damaged"):
         train(replace(split, train=crops), RECIPE, tmp_path / "run")
-    assert nothing_in(tmp_path / "run")
+    assert only_a_log(tmp_path / "run") == []
 
 
-def test_a_loss_that_is_no_number_stops_the_run(split, tmp_path):
-    recipe = replace(RECIPE, optim=Optim(epochs=4.0, lr=1e30, warmup_epochs=0.0))
-    text = (
-        r"The loss stopped being a number by step \d+\n  got: identity .*\n  expected: finite losses\n.*optim\.lr=1e-4"
-    )
+def test_a_loss_that_is_no_number_stops_the_run_and_the_log_stays(split, tmp_path, monkeypatch):
+    step, calls = loop._step, []
+
+    def overflowing(*arguments):
+        losses = step(*arguments)
+        calls.append(losses)
+        return losses if len(calls) < 5 else tuple(loss * math.nan for loss in losses)
+
+    monkeypatch.setattr(loop, "_step", overflowing)
+    recipe = replace(RECIPE, optim=Optim(epochs=4.0))
+    text = r"The loss stopped being a number by step 6\n  got: identity .*\n  expected: finite losses\n.*optim\.lr=1e-4"
     with pytest.raises(TrainingError, match=text):
         train(split, recipe, tmp_path / "run", report_every=2)
-    assert nothing_in(tmp_path / "run")
+    assert only_a_log(tmp_path / "run") == [2, 4]
+
+
+def test_too_high_a_learning_rate_ends_so(split, tmp_path):
+    recipe = replace(RECIPE, optim=Optim(epochs=4.0, lr=1e30, warmup_epochs=0.0))
+    with pytest.raises(TrainingError, match="The loss stopped being a number by step"):
+        train(split, recipe, tmp_path / "run", report_every=2)
 
 
 def test_weights_that_the_last_step_broke_are_not_saved(split, tmp_path, monkeypatch):
@@ -251,7 +274,7 @@ def test_weights_that_the_last_step_broke_are_not_saved(split, tmp_path, monkeyp
     )
     with pytest.raises(TrainingError, match=text):
         train(split, replace(RECIPE, optim=Optim(epochs=0.1)), tmp_path / "run")
-    assert nothing_in(tmp_path / "run")
+    assert only_a_log(tmp_path / "run") == [1]
 
 
 @pytest.mark.parametrize("seen", [0, 2])
@@ -273,17 +296,76 @@ def test_a_device_that_nobody_has(split, tmp_path, name, message):
         train(split, RECIPE, tmp_path / "run", device=name)
 
 
-def test_a_run_that_is_interrupted_leaves_what_was_there(split, tmp_path):
+def test_the_log_is_there_as_the_run_goes_and_stays_when_it_is_interrupted(split, tmp_path):
+    out, seen = tmp_path / "run", []
+
+    def interrupt(report):
+        seen.append(only_a_log(out))
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(split, RECIPE, out, report_every=1, on_step=interrupt)
+    assert seen == [[1], [1, 2]]
+    assert only_a_log(out) == [1, 2]
+
+
+def test_an_earlier_checkpoint_is_refused_before_the_work(split, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "model.safetensors").write_bytes(b"of an earlier run")
+    (out / "log.csv").write_text("of an earlier run")
+
+    def on_decode(done, total):
+        raise AssertionError("decoded before the check")
+
+    text = r"run.model\.safetensors already exists\n  to do: choose another name, or say --overwrite"
+    with pytest.raises(OutputError, match=text):
+        train(split, RECIPE, out, on_decode=on_decode)
+    assert {file.read_bytes() for file in out.iterdir()} == {b"of an earlier run"}
+
+
+def test_with_overwrite_an_earlier_checkpoint_stays_until_the_new_one_is_whole(split, tmp_path):
+    out, earlier = tmp_path / "run", b"of an earlier run"
+    out.mkdir()
+    (out / "model.safetensors").write_bytes(earlier)
 
     def interrupt(report):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(split, RECIPE, out, report_every=1, on_step=interrupt)
-    assert [(file.name, file.read_bytes()) for file in out.iterdir()] == [("model.safetensors", b"of an earlier run")]
+        train(split, RECIPE, out, overwrite=True, on_step=interrupt)
+    assert (out / "model.safetensors").read_bytes() == earlier
+    run = train(split, RECIPE, out, overwrite=True)
+    assert len(weights(run)) > 1
+    assert len(log_rows(run)) == 1
+
+
+def test_the_checkpoint_is_no_more_private_than_the_log(split, tmp_path):
+    run = train(split, replace(RECIPE, optim=Optim(epochs=0.1)), tmp_path / "run")
+    log = run.checkpoint.parent / "log.csv"
+    assert run.checkpoint.stat().st_mode == log.stat().st_mode
+
+
+def test_decoding_stops_when_something_fails(split, tmp_path, monkeypatch):
+    closed = []
+
+    def stream(files, spec):
+        try:
+            yield from loop_stream(files, spec)
+        finally:
+            closed.append(True)
+
+    loop_stream = loop.stream_crops
+    monkeypatch.setattr(loop, "stream_crops", stream)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    # The traceback, which `pytest.raises` holds, holds the frame and with it the generator.
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(split, RECIPE, tmp_path / "run", on_decode=interrupt)
+    assert closed == [True], caught
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(split, tmp_path):

@@ -24,8 +24,8 @@ def test_the_baseline_recipe():
 
 def test_the_demo_recipe_is_small():
     recipe = load_recipe("demo")
-    assert (recipe.input.height, recipe.input.width) == (96, 48)
-    assert recipe.optim.epochs == 20.0
+    assert (recipe.input.height, recipe.input.width) == (64, 32)
+    assert recipe.optim.epochs == 12.0
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("baselin", "baseline"), ("dmeo", "demo")])

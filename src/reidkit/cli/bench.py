@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
 from reidkit.deploy.bench import BATCHES, Latency
 from reidkit.deploy.bench import bench as measure
+from reidkit.errors import DataError, RuntimeMissing
 from reidkit.imaging import available_cores, image_files
 from reidkit.runtime import ENGINES, installed, load
 
@@ -36,19 +38,37 @@ def bench(
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
     sources = image_files(images) if images is not None else []
+    if images is not None and not sources:
+        raise DataError(f"{images} holds no pictures", expected="JPEG, PNG or other picture files")
+    draw = _plotter() if plot is not None else None
     rows: list[Latency] = []
     for name in names:
-        with console.progress_bar(f"timing {name}") as progress:
+        try:
             embedder = load(opened, name, device=device)
+        except RuntimeMissing as error:
+            if runtime:
+                raise
+            console.warn(f"{name} is left out: {error.problem}")
+            continue
+        with console.progress_bar(f"timing {name}") as progress:
             rows += measure(embedder, batches=batch or BATCHES, images=sources, seconds=seconds, progress=progress)
+    if not rows:
+        raise RuntimeMissing(
+            "No engine here can run this bundle", got=f"device {device}", fix="install one: reidkit[onnx]"
+        )
     _print(rows)
     if csv_file is not None:
         _write_csv(csv_file, rows)
-    if plot is not None:
-        from reidkit.report.latency_plot import write_latency_plot
-
-        write_latency_plot(plot, rows)
+    if plot is not None and draw is not None:
+        draw(plot, rows)
     return rows
+
+
+def _plotter() -> Callable[[Path, list[Latency]], None]:
+    """Imports what draws the plot: matplotlib is found missing before the timing, not after it."""
+    from reidkit.report.latency_plot import write_latency_plot
+
+    return write_latency_plot
 
 
 def _print(rows: list[Latency]) -> None:

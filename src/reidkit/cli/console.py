@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape  # noqa: PLC0414 (for the commands that print markup)
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,16 +16,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from reidkit import types
 from reidkit.errors import ImageError, ReidkitError
+from reidkit.report.results import printable
 
 _WIDTH = 120  # of a pipe or a file, where nobody's window says how wide a table may be
 
-out = Console()
-err = Console(stderr=True)
+# A path may hold :fire: or [bold]; only what is written here as markup is markup.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 if not out.is_terminal:
-    out = Console(width=_WIDTH)
+    out = Console(width=_WIDTH, emoji=False)
 
 
 @contextmanager
@@ -54,29 +57,29 @@ def spinner(label: str) -> Iterator[None]:
 
 def table(title: str | None, *columns: str, numbers: int = 0) -> Table:
     """A table whose last `numbers` columns are aligned to the right."""
-    result = Table(title=title, title_justify="left", show_edge=False)
+    result = Table(title=None if title is None else Text(title), title_justify="left", show_edge=False)
     for i, column in enumerate(columns):
         number = i >= len(columns) - numbers
-        result.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        result.add_column(Text(column), justify="right" if number else "left", no_wrap=number, overflow="fold")
     return result
 
 
 def say(text: str) -> None:
-    """Prints a line of plain text; what looks like markup in a file name stays as it is."""
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    """Prints a line of plain text: file names can hold markup, control characters and bytes that are no text."""
+    out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_error(error: ReidkitError) -> None:
     """Prints an error: its first line in red."""
     first, *rest = str(error).splitlines()
-    err.print(f"[bold red]error:[/] {escape(first)}", highlight=False, soft_wrap=True)
+    _complain("error:", "bold red", first)
     for line in rest:
-        err.print(escape(line), highlight=False, soft_wrap=True)
+        _complain(None, "", line)
 
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    err.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    _complain("warning:", "yellow", text)
 
 
 def warn_unreadable(errors: tuple[ImageError, ...], *, shown: int = 10) -> None:
@@ -84,6 +87,12 @@ def warn_unreadable(errors: tuple[ImageError, ...], *, shown: int = 10) -> None:
     if errors:
         warn(f"{len(errors)} pictures cannot be read and were left out:")
         for error in errors[:shown]:
-            err.print(f"  {escape(error.problem)}", highlight=False, soft_wrap=True)
+            _complain(None, "", f"  {error.problem}")
         if len(errors) > shown:
-            err.print(f"  … and {len(errors) - shown} more", highlight=False)
+            _complain(None, "", f"  … and {len(errors) - shown} more")
+
+
+def _complain(label: str | None, style: str, text: str) -> None:
+    text = printable(text)
+    line = Text(text) if label is None else Text.assemble((label, style), " ", text)
+    err.print(line, highlight=False, soft_wrap=True)

@@ -41,13 +41,20 @@ def synth(
     out: Annotated[Path, typer.Argument(help="Folder to write, in Market-1501 layout.")],
     identities: Annotated[int, typer.Option("--identities", help="People, half of them to train on.")] = 60,
     cameras: Annotated[int, typer.Option("--cameras", help="Cameras.")] = 4,
+    crops_per_camera: Annotated[int, typer.Option("--crops-per-camera", help="Of each person in each camera.")] = 8,
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same pictures.")] = 0,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Draw pedestrians by program: a data set to try everything on."""
     with console.progress_bar("drawing") as progress:
         path = synthesize(
-            out, identities=identities, cameras=cameras, seed=seed, overwrite=overwrite, progress=progress
+            out,
+            identities=identities,
+            cameras=cameras,
+            crops_per_camera=crops_per_camera,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
         )
     console.say(f"wrote {path}")
 

@@ -14,6 +14,8 @@ from reidkit.deploy.verify import Parity
 from reidkit.evaluate import Report
 from reidkit.report.contact_sheet import write_sheet
 
+_MARKER = ".reidkit-demo"
+
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
@@ -21,11 +23,11 @@ def demo(
 ) -> None:
     """Draw people, train, export, verify, measure, time and search: five minutes on two processor cores."""
     started = time.perf_counter()
-    with output_directory(out, overwrite=overwrite):
+    with output_directory(out, marker=_MARKER, overwrite=overwrite):
         pass  # an empty folder: nothing of an earlier demo is mistaken for this one's
     people, run, bundle, page = out / "people", out / "run", out / "demo.reid", out / "search.html"
     _headline("1/7  drawing people")
-    data.synth(people, identities=100)
+    data.synth(people)
     _draw_people(people, out / "people.png")
     _headline("2/7  training")
     train.train(people, run, recipe="demo")

@@ -1,6 +1,7 @@
 """`reid evaluate`: how well a model finds people again."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,10 @@ from reidkit.atomic import output_file
 from reidkit.bundle import Accuracy, open_bundle, record_accuracy
 from reidkit.cli import console, options
 from reidkit.data import load_split
-from reidkit.evaluate import PROTOCOL, RANKS, Report
-from reidkit.evaluate import evaluate as measure
+from reidkit.errors import DataError
+from reidkit.evaluate import PROTOCOL, RANKS, Report, embed_split, rank_embedded
 from reidkit.runtime import load
+from reidkit.types import EmbedderSpec
 
 
 def evaluate(
@@ -35,22 +37,27 @@ def evaluate(
     opened = open_bundle(bundle)
     embedder = load(opened, runtime, device=device)
     split = load_split(data, data_format, variant=variant)
-    with console.progress_bar("embedding") as progress:
-        report = measure(
-            embedder,
-            split,
-            metric=metric,
-            batch_size=batch,
-            threads=threads,
-            unreadable="skip" if skip_unreadable else "raise",
-            progress=progress,
-        )
-    _print(report)
-    if json_file is not None:
-        with output_file(json_file) as temporary:
+    # Opened first: a place that cannot be written to costs no embedding.
+    with nullcontext() if json_file is None else output_file(json_file) as temporary:
+        with console.progress_bar("embedding") as progress:
+            query, gallery = embed_split(
+                embedder,
+                split,
+                batch_size=batch,
+                threads=threads,
+                unreadable="skip" if skip_unreadable else "raise",
+                progress=progress,
+            )
+        console.warn_unreadable((*query.unreadable, *gallery.unreadable))
+        engine = embedder.spec.runtime
+        with console.progress_bar("ranking") as progress:
+            report = rank_embedded(query, gallery, split=split, metric=metric, runtime=engine, progress=progress)
+        if temporary is not None:
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    _print(report)
     if record:
-        record_accuracy(opened, _accuracy(report))
+        _require_whole(report)
+        record_accuracy(opened, _accuracy(report, embedder.spec))
     return report
 
 
@@ -61,23 +68,39 @@ def _print(report: Report) -> None:
     values = [*(ranking.cmc(rank) for rank in RANKS), ranking.mean_ap, ranking.mean_inp]
     table.add_row(console.escape(report.dataset), report.runtime, *(f"{100 * value:.2f}" for value in values))
     console.out.print(table)
-    valid, total = int(ranking.valid.sum()), len(ranking.valid)
-    console.say(
-        f"{valid} of {total} queries are valid; {total - valid} have no match from another camera. Gallery: "
-        f"{report.gallery} crops, {report.distractors} distractors; {report.junk} junk left out."
+    text = (
+        f"{report.valid} of {report.queries} queries are valid; {report.unmatched} without a match from another camera"
     )
-    if report.unreadable:
-        console.warn(f"{report.unreadable} pictures could not be read and were left out of the measurement")
+    found = f"Gallery: {report.gallery} crops, {report.distractors} distractors"
+    if any(report.unreadable):
+        text += f", {report.lost} lost to unreadable pictures"
+        found += f", {report.unreadable.gallery} unreadable"
+    console.say(f"{text}. {found}; {report.junk} junk left out.")
 
 
-def _accuracy(report: Report) -> Accuracy:
+def _require_whole(report: Report) -> None:
+    """Refuses to record what was measured on a part of the data set: whoever reads it takes it for the whole."""
+    if any(report.unreadable):
+        raise DataError(
+            "The accuracy is not recorded, because it was measured without the unreadable pictures",
+            got=f"{report.unreadable.query} query and {report.unreadable.gallery} gallery pictures unreadable",
+            expected="every picture of the data set",
+            fix="repair the pictures, or leave --record out",
+        )
+
+
+def _accuracy(report: Report, spec: EmbedderSpec) -> Accuracy:
     ranking = report.ranking
     return Accuracy(
         dataset=report.dataset,
         protocol=PROTOCOL,
+        metric=report.metric,
         runtime=report.runtime,
+        precision=spec.precision,
+        device=spec.device,
         rank1=ranking.cmc(1),
         mAP=ranking.mean_ap,
         mINP=ranking.mean_inp,
-        queries=int(ranking.valid.sum()),
+        queries=report.valid,
+        gallery=report.gallery,
     )

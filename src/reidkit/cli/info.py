@@ -4,6 +4,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
@@ -44,12 +45,14 @@ def _print(bundle: Bundle) -> None:
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
     }
     for name, value in rows.items():
-        table.add_row(name, console.escape(value))
+        table.add_row(name, Text(value))
     for measured in manifest.accuracy:
         table.add_row(
             f"measured ({measured.runtime})",
-            f"{console.escape(measured.dataset)}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
-            f"mINP {measured.mINP:.2%} over {measured.queries} queries",
+            Text(
+                f"{measured.dataset}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
+                f"mINP {measured.mINP:.2%} over {measured.queries} queries"
+            ),
         )
     for name, digest in manifest.files.items():
         size = (bundle.path / name).stat().st_size

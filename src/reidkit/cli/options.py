@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from reidkit.config import unknown_name
+from reidkit.errors import unknown_name
 from reidkit.metrics.distance import Metric
 from reidkit.runtime import RuntimeName
 

@@ -1,19 +1,18 @@
 """`reid search`: for each query the nearest crops of a gallery, as a page and a contact sheet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
+from reidkit.cli.pictures import Pictures, read_pictures
 from reidkit.data import load_split
-from reidkit.data.labels import crops_by_name, unlabelled_crops
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import EmbeddedCrops, embed_crops
-from reidkit.imaging import image_files
-from reidkit.index import nearest, same_camera, same_file
+from reidkit.index import Exclude, nearest, same_camera, same_file
 from reidkit.metrics.distance import Metric
 from reidkit.metrics.ranking import Ranking, rank_gallery
 from reidkit.report.contact_sheet import write_contact_sheet
@@ -41,7 +40,8 @@ def search(
     """Search a gallery of pictures and write a page that needs nothing else to be looked at.
 
     Labels are read off a data set, or off file names such as 0002_c1s1_000451_03.jpg. Where they are known, junk (the
-    same identity by the same camera) is left out, frames are green and red, and the hardest queries come first.
+    same identity by the same camera, or named -1) is left out, frames are green and red, and the hardest queries come
+    first.
     """
     # Needs jinja2: found missing now, not after an hour of embedding.
     from reidkit.report.search_page import write_search_page
@@ -49,24 +49,27 @@ def search(
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError("Cannot write the page", got=out.name, expected="a name that ends in .html")
     opened = open_bundle(bundle)
-    sources = _sources(query, gallery, data, data_format, variant)
+    queries, pool = _sources(query, gallery, data, data_format, variant)
     embedder = load(opened, runtime, device=device)
     parts: list[EmbeddedCrops] = []
-    for label, crops in (("embedding queries", sources.queries), ("embedding gallery", sources.gallery)):
+    for label, crops in (("embedding queries", queries.crops), ("embedding gallery", pool.crops)):
         with console.progress_bar(label) as progress:
             part = embed_crops(embedder, crops, batch_size=batch, threads=threads, unreadable="skip", progress=progress)
         console.warn_unreadable(part.unreadable)
         parts.append(part)
     asked, searched = parts
-    exclude = (
-        same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops]),
-        *([same_camera(asked.crops, searched.crops)] if sources.labelled else []),
-    )
-    found = nearest(asked.embeddings, searched.embeddings, top=top, metric=metric, exclude=exclude)
-    ranking = _ranking(asked, searched, metric) if sources.labelled else None
+    labelled = queries.labelled and pool.labelled
+    exclude = [same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops])]
+    ranking = _ranking(asked, searched, metric, exclude) if labelled else None
+    if labelled:
+        exclude.append(same_camera(asked.labels, searched.labels))
+    with console.progress_bar("searching") as progress:
+        found = nearest(
+            asked.embeddings, searched.embeddings, top=top, metric=metric, exclude=exclude, progress=progress
+        )
     results = SearchResults(
-        _pictures(sources, asked.crops),
-        _pictures(sources, searched.crops),
+        _pictures(queries, asked.crops, labelled),
+        _pictures(pool, searched.crops, labelled),
         found,
         None if ranking is None else _scores(ranking),
     )
@@ -80,47 +83,41 @@ def search(
     console.say(f"wrote {out} and {sheet}")
 
 
-class _Sources(NamedTuple):
-    queries: Sequence[Crop]
-    gallery: Sequence[Crop]
-    labelled: bool
-    pid_names: Mapping[int, str]
-    camera_names: Mapping[int, str]
-
-
 def _sources(
     query: Path | None, gallery: Path | None, data: Path | None, data_format: str | None, variant: str | None
-) -> _Sources:
-    if data is not None and query is None and gallery is None:
-        split = load_split(data, data_format, variant=variant)
-        sources = _Sources(split.query, split.gallery, True, split.pid_names, split.camera_names)
-    elif data is None and query is not None and gallery is not None:
-        files = [_files("query", query), _files("gallery", gallery)]
-        named = [crops_by_name(paths) for paths in files]
-        asked, searched = (crops or unlabelled_crops(paths) for crops, paths in zip(named, files, strict=True))
-        sources = _Sources(asked, searched, None not in named, {}, {})
-    else:
+) -> tuple[Pictures, Pictures]:
+    if data is None and query is not None and gallery is not None:
+        return read_pictures(query), read_pictures(gallery)
+    if data is None or query is not None or gallery is not None:
         raise ConfigError("Say what to search", expected="--query and --gallery, or --data alone")
-    for name, crops in (("query", sources.queries), ("gallery", sources.gallery)):
+    split = load_split(data, data_format, variant=variant)
+    for name, crops in (("query", split.query), ("gallery", split.gallery)):
         if not crops:
-            raise DataError(f"The {name} is empty", got="0 pictures", expected="at least one")
-    return sources
+            raise DataError(f"The {name} of {data} is empty", got="0 pictures", expected="at least one")
+    query_crops, gallery_crops = (
+        Pictures(crops, True, split.pid_names, split.camera_names) for crops in (split.query, split.gallery)
+    )
+    return query_crops, gallery_crops
 
 
-def _files(name: str, root: Path) -> list[Path]:
-    if not root.exists():
-        raise DataError(f"No such file or folder: {root}", fix=f"check --{name}")
-    files = image_files(root)
-    if not files:
-        raise DataError(f"The {name} is empty: {root} holds no pictures", expected="JPEG, PNG or other picture files")
-    return files
-
-
-def _ranking(asked: EmbeddedCrops, searched: EmbeddedCrops, metric: Metric) -> Ranking | None:
-    # A query that is known to be nobody has no rank; then only the frames tell.
-    if any(crop.pid == DISTRACTOR for crop in asked.crops):
+def _ranking(
+    asked: EmbeddedCrops, searched: EmbeddedCrops, metric: Metric, exclude: Sequence[Exclude]
+) -> Ranking | None:
+    nobody = sum(crop.pid == DISTRACTOR for crop in asked.crops)
+    if nobody:
+        # Nobody's query has no rank; then only the frames tell.
+        console.warn(f"{nobody} of {len(asked.crops)} queries are distractors by their names (0000): nothing is scored")
         return None
-    ranking = rank_gallery(asked.embeddings, searched.embeddings, asked.labels, searched.labels, metric=metric)
+    with console.progress_bar("ranking") as progress:
+        ranking = rank_gallery(
+            asked.embeddings,
+            searched.embeddings,
+            asked.labels,
+            searched.labels,
+            metric=metric,
+            exclude=exclude,
+            progress=progress,
+        )
     return ranking if ranking.valid.any() else None
 
 
@@ -129,10 +126,10 @@ def _scores(ranking: Ranking) -> list[QueryScore | None]:
     return [QueryScore(precision, first) if first else None for precision, first in pairs]
 
 
-def _pictures(sources: _Sources, crops: Sequence[Crop]) -> list[Picture]:
-    if not sources.labelled:
+def _pictures(source: Pictures, crops: Sequence[Crop], labelled: bool) -> list[Picture]:
+    if not labelled:
         return [Picture(crop.path) for crop in crops]
-    return pictures(crops, pid_names=sources.pid_names, camera_names=sources.camera_names)
+    return pictures(crops, pid_names=source.pid_names, camera_names=source.camera_names)
 
 
 def _facts(bundle: Bundle, runtime: str, ranking: Ranking | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ def train(
     ] = None,
     task: Annotated[Task, typer.Option("--task", help="What the identities are.")] = "person",
     device: options.Device = "cpu",
+    overwrite: options.Overwrite = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
 ) -> None:
@@ -55,7 +56,9 @@ def train(
                 said[0] = int(report.epoch)
                 console.err.print(f"step {report.step}/{report.steps}  {state}", highlight=False)
 
-        result = run_training(split, loaded, out, device=device, task=task, on_decode=on_decode, on_step=on_step)
+        result = run_training(
+            split, loaded, out, device=device, task=task, overwrite=overwrite, on_decode=on_decode, on_step=on_step
+        )
     console.say(
         f"trained on {result.crops} crops of {result.identities} identities: {result.steps} steps in "
         f"{result.seconds:.0f} s; wrote {result.checkpoint}"

@@ -6,8 +6,9 @@ import typer
 
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
-from reidkit.deploy.verify import Parity
+from reidkit.deploy.verify import Parity, Refusal
 from reidkit.deploy.verify import verify as hold
+from reidkit.errors import RuntimeMissing
 from reidkit.runtime import ENGINES, installed
 
 
@@ -23,11 +24,28 @@ def verify(
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
     with console.spinner("verifying"):
         rows = hold(opened, names, device=device)
-    table = console.table(
-        None, "runtime", "device", "precision", "max abs", "max rel", "at most", "min cosine", "at least", "", numbers=6
-    )
+    # An engine that nobody named and that has no such device is no failure; it is said that it was not checked.
+    skipped = [
+        row for row in rows if not runtime and isinstance(row, Refusal) and isinstance(row.error, RuntimeMissing)
+    ]
+    rows = [row for row in rows if row not in skipped]
+    _print(rows)
+    if not runtime:
+        absent = [name for name in ENGINES if name not in [row.runtime for row in rows]]
+        if absent:
+            console.say(f"not checked, because not here or not able to open this bundle: {', '.join(absent)}")
+    if not rows or not all(row.passed for row in rows):
+        raise typer.Exit(1)
+    return [row for row in rows if isinstance(row, Parity)]
+
+
+def _print(rows: list[Parity | Refusal]) -> None:
+    columns = ("runtime", "device", "precision", "max abs", "max rel", "at most", "min cosine", "at least", "")
+    table = console.table(None, *columns, numbers=6)
     for row in rows:
-        verdict = "[green]passed[/]" if row.passed else "[bold red]FAILED[/]"
+        if isinstance(row, Refusal):
+            table.add_row(row.runtime, row.device, *[""] * 6, "[bold red]FAILED[/]")
+            continue
         numbers = (
             f"{row.max_abs:.1e}",
             f"{row.max_rel:.1e}",
@@ -35,12 +53,9 @@ def verify(
             f"{row.min_cosine:.6f}",
             f"{row.tolerance.cosine:g}",
         )
+        verdict = "[green]passed[/]" if row.passed else "[bold red]FAILED[/]"
         table.add_row(row.runtime, row.device, row.precision, *numbers, verdict)
     console.out.print(table)
-    if not runtime:
-        absent = [name for name in ENGINES if name not in names]
-        if absent:
-            console.say(f"not checked, because not installed or not able to open this bundle: {', '.join(absent)}")
-    if not rows or not all(row.passed for row in rows):
-        raise typer.Exit(1)
-    return rows
+    for row in rows:
+        if isinstance(row, Refusal):
+            console.show_error(row.error)

@@ -15,7 +15,6 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, get_args
 
-from reidkit.config import unknown_name
 from reidkit.data.naming import (
     BOX_FOLDERS,
     NamedFolders,
@@ -28,7 +27,7 @@ from reidkit.data.naming import (
     missing_files,
     read_named_folders,
 )
-from reidkit.errors import DataError
+from reidkit.errors import DataError, unknown_name
 from reidkit.types import SUBSETS, Split
 
 LAYOUT: str = (

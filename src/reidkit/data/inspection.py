@@ -115,7 +115,8 @@ def inspect_split(
 ) -> Inspection:
     """Reads and decodes every picture of a split, junk included, and tells what it holds and what is wrong.
 
-    A query is valid when the gallery shows its identity by another camera, or by any where either camera is unknown.
+    A query is valid when another file of the gallery shows its identity by another camera, or by any where either
+    camera is unknown.
     Pictures are the same when their files have the same sha256.
 
     Args:
@@ -180,15 +181,13 @@ def _examine(path: Path) -> _Picture:
 
 
 def _unmatched_queries(split: Split) -> list[Crop]:
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for crop in split.gallery:
-        cameras[crop.pid].add(crop.camid)
+    gallery = _by_identity(split.gallery)
+    return [query for query in split.query if all(_is_left_out(query, crop) for crop in gallery.get(query.pid, ()))]
 
-    def matched(query: Crop) -> bool:
-        seen = cameras.get(query.pid, set())
-        return bool(seen if query.camid == UNKNOWN_CAMERA else seen - {query.camid})
 
-    return [query for query in split.query if not matched(query)]
+def _is_left_out(query: Crop, crop: Crop) -> bool:
+    """Whether evaluation does not rank a gallery crop for a query: `reidkit.metrics.junk`, for single crops."""
+    return query.path == crop.path or (query.pid == crop.pid and query.camid == crop.camid != UNKNOWN_CAMERA)
 
 
 def _structure_findings(split: Split, unmatched: Sequence[Crop]) -> Iterator[Finding]:
@@ -211,10 +210,21 @@ def _structure_findings(split: Split, unmatched: Sequence[Crop]) -> Iterator[Fin
     if blind:
         text = f"{count(len(blind), 'crop')} of unknown camera: no gallery crop is junk for its camera there."
         yield Finding("unknown-camera", "info", text, tuple(blind))
-    yield from _identity_findings(split)
+    one_pool = _is_one_pool(split)
+    if one_pool:
+        text = (
+            f"Training and test set are the same {count(len(split.train), 'picture')}: accuracy will look better than"
+        )
+        yield Finding("one-pool", "warning", f"{text} it is.")
+    yield from _identity_findings(split, one_pool)
 
 
-def _identity_findings(split: Split) -> Iterator[Finding]:
+def _is_one_pool(split: Split) -> bool:
+    learned, tested = ({crop.path for crop in crops} for crops in (split.train, (*split.query, *split.gallery)))
+    return bool(learned) and learned == tested
+
+
+def _identity_findings(split: Split, one_pool: bool) -> Iterator[Finding]:
     train, query, gallery = (_by_identity(crops) for crops in _subsets(split).values())
     training_cameras = {pid: {crop.camid for crop in crops} for pid, crops in train.items()}
     groups: tuple[tuple[str, Severity, str, Iterable[Crop]], ...] = (
@@ -222,7 +232,7 @@ def _identity_findings(split: Split) -> Iterator[Finding]:
             "train-test-identity",
             "warning",
             "in both the training and the test set: accuracy will look better than it is.",
-            (crops[0] for pid, crops in train.items() if pid in query or pid in gallery),
+            (crops[0] for pid, crops in train.items() if not one_pool and (pid in query or pid in gallery)),
         ),
         (
             "single-crop-identity",
@@ -291,27 +301,33 @@ def _copy_findings(split: Split, digests: dict[Path, bytes]) -> Iterator[Finding
     yield from _conflicts(split, copies)
 
     tested = [crop for crop in (*split.query, *split.gallery) if digests.get(crop.path) in copies["train"]]
-    learned = {crop: copies["train"][digests[crop.path]][0] for crop in tested}
     text = "of the test set also in the training set: accuracy will look better than it is."
-    yield from _copies("train-test-copy", "warning", "picture", text, learned)
+    if not _is_one_pool(split):
+        learned = {crop: _twin(crop, copies["train"][digests[crop.path]]) for crop in tested}
+        yield from _copies("train-test-copy", "warning", "picture", text, learned)
 
     counted: dict[Crop, Crop] = {}
     ignored: dict[Crop, Crop] = {}
     for query in split.query:
         for crop in copies["gallery"].get(digests.get(query.path, b""), ()):
-            (ignored if _is_left_out(query, crop) else counted).setdefault(query, crop)
+            if crop.path != query.path:  # a file in both is one picture, not a copy
+                (ignored if _is_left_out(query, crop) else counted).setdefault(query, crop)
     text = "also in the gallery, and not left out by the protocol: an easy match, or a wrong label."
     yield from _copies("query-gallery-copy", "warning", "query picture", text, counted)
     text = "also in the gallery under the same identity and camera: the protocol leaves them out."
     yield from _copies("ignored-copy", "info", "query picture", text, ignored)
 
 
-def _is_left_out(query: Crop, crop: Crop) -> bool:
-    return query.pid == crop.pid and query.camid == crop.camid != UNKNOWN_CAMERA
+def _twin(crop: Crop, copies: Sequence[Crop]) -> Crop:
+    """The copy that is the very file of a crop where there is one, else the first."""
+    return next((copy for copy in copies if copy.path == crop.path), copies[0])
 
 
 def _copies(kind: str, severity: Severity, noun: str, text: str, found: dict[Crop, Crop]) -> Iterator[Finding]:
-    pairs = {crop.path: f"the same as {other.path}" for crop, other in found.items()}
+    pairs = {
+        crop.path: "the same file" if crop.path == other.path else f"the same as {other.path}"
+        for crop, other in found.items()
+    }
     if pairs:
         sentence = f"{count(len(pairs), noun)} {text}"
         yield Finding(kind, severity, sentence, tuple(pairs), tuple(pairs.values()))

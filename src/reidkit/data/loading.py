@@ -6,10 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from reidkit.config import unknown_name
 from reidkit.data import cuhk03, dukemtmc, folder, market1501, msmt17, table, veri776
 from reidkit.data.naming import contents, entries
-from reidkit.errors import ConfigError, DataError
+from reidkit.errors import ConfigError, DataError, unknown_name
 from reidkit.imaging import IMAGE_SUFFIXES
 from reidkit.types import Split
 

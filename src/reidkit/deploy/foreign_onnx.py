@@ -6,7 +6,7 @@ that before anything is written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,12 +17,22 @@ from google.protobuf.message import EncodeError
 from jaxtyping import Float, Float32, UInt8
 
 import reidkit
-from reidkit.bundle import Bundle, Embedding, Golden, LicenceClass, Manifest, Provenance, file_sha256, write_bundle
+from reidkit.bundle import (
+    Bundle,
+    Embedding,
+    Golden,
+    LicenceClass,
+    Manifest,
+    Provenance,
+    check_place,
+    file_sha256,
+    write_bundle,
+)
 from reidkit.deploy.foreign_graph import ImageInput, Layout, find_image_input, first_line, read_model, too_large
 from reidkit.deploy.graph_rewriting import CROPS, EMBEDDINGS, with_free_reshapes, with_preprocessing
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
-from reidkit.types import InputSpec, Progress, Task, no_progress
+from reidkit.types import InputSpec, Precision, Progress, Task, no_progress
 
 _BATCHES = (1, 2, 3, 5)
 """Batch sizes that a graph must show to take before it is said to take any."""
@@ -30,6 +40,9 @@ _BATCHES = (1, 2, 3, 5)
 _TOLERANCE, _COARSE_TOLERANCE = 1e-3, 2e-2
 """Largest distance between two embeddings of one crop, as a fraction of their length: in float32, and in a network that
 computes coarser. Rounding stays far below (1e-6 and 1e-3), the embedding of another crop is far above."""
+
+_NARROW, _WIDE = 0.1, 256.0
+"""Bounds of the range that normalised pixels may have: unit variance gives about 4, no normalisation at all 255."""
 
 _ALIKE = 0.9999  # cosine above which embeddings tell nothing apart
 _UNIT = 1e-3  # how far from 1 the length of a normalised embedding may be
@@ -101,14 +114,16 @@ def import_onnx(
         BundleError: the name of the bundle does not end in `.reid`.
     """
     file, out = Path(file), Path(out)
+    check_place(out, overwrite=overwrite)
     model = read_model(file)
     image = find_image_input(model, file, layout)
     _check_size(image, spec, file)
     crops = golden_crops(spec)
     chosen, embeddings = _embed_one_by_one(file, image, network_input(crops, spec, image), output, progress)
     _check_finite(embeddings, model, file)
-    golden = Golden(crops, embeddings)
-    graph, batch, notes = _with_largest_batch(model, image, chosen, spec, golden, file)
+    golden, precision = Golden(crops, embeddings), _precision(model, image)
+    tolerance = _TOLERANCE if precision == "float32" else _COARSE_TOLERANCE
+    graph, batch, notes = _with_largest_batch(model, image, chosen, spec, golden, file, tolerance)
     progress(len(crops) + 1, len(crops) + 1)
     lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     manifest = Manifest(
@@ -117,6 +132,7 @@ def import_onnx(
         input=spec,
         embedding=Embedding(embeddings.shape[1], normalized=bool((np.abs(lengths - 1) <= _UNIT).all())),
         batch=batch,
+        precision=precision,
         licence=licence,
         provenance=Provenance(
             source=file.name,
@@ -127,7 +143,7 @@ def import_onnx(
         ),
     )
     bundle = write_bundle(out, manifest, model=graph, golden=golden, overwrite=overwrite)
-    return Imported(bundle, (*notes, *_doubts(embeddings)))
+    return Imported(bundle, (*notes, *_scale_doubts(spec), *_doubts(embeddings)))
 
 
 def network_input(
@@ -243,10 +259,16 @@ def _check_finite(embeddings: np.ndarray, model: onnx.ModelProto, file: Path) ->
 
 
 def _with_largest_batch(
-    model: onnx.ModelProto, image: ImageInput, output: _Output, spec: InputSpec, golden: Golden, file: Path
+    model: onnx.ModelProto,
+    image: ImageInput,
+    output: _Output,
+    spec: InputSpec,
+    golden: Golden,
+    file: Path,
+    tolerance: float,
 ) -> tuple[bytes, int | None, list[str]]:
     """The graph with pre-processing inside: for any batch where that is proven, else for the batch it was made for."""
-    dim, made_for, tolerance = golden.embeddings.shape[1], image.batch or 1, _tolerance(model, image)
+    dim, made_for = golden.embeddings.shape[1], image.batch or 1
     reason = None
     for free in (lambda: model, lambda: with_free_reshapes(model, made_for)):
         if (candidate := free()) is None:
@@ -270,11 +292,15 @@ def _with_largest_batch(
     return graph, made_for, [note]
 
 
-def _tolerance(model: onnx.ModelProto, image: ImageInput) -> float:
+def _precision(model: onnx.ModelProto, image: ImageInput) -> Precision:
+    """The coarsest arithmetic of a network, by the types of its weights and of its input."""
     kind = onnx.TensorProto
-    coarse = (kind.FLOAT16, kind.BFLOAT16, kind.INT8, kind.UINT8)
-    half = image.dtype == np.float16 or any(tensor.data_type in coarse for tensor in model.graph.initializer)
-    return _COARSE_TOLERANCE if half else _TOLERANCE
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    if types & {kind.INT8, kind.UINT8}:
+        return "int8"
+    if kind.BFLOAT16 in types:
+        return "bfloat16"
+    return "float16" if kind.FLOAT16 in types or image.dtype == np.float16 else "float32"
 
 
 def _serialised(model: onnx.ModelProto, file: Path) -> bytes:
@@ -327,6 +353,34 @@ def _doubts(embeddings: Float32[np.ndarray, "n dim"]) -> list[str]:
             "alike: is the pre-processing right?"
         ]
     return []
+
+
+def _scale_doubts(spec: InputSpec) -> list[str]:
+    """Notes on a mean and std that seem to be of pixels from 0 to 1 where the scale says 0 to 255, or the reverse."""
+    low, high = _strangest_range(spec)
+    if _is_usual(low, high):
+        return []
+    note = (
+        f"With scale {spec.scale:g}, pixels from 0 to 255 enter the network as {low:.4g} to {high:.4g}, where a few "
+        "units around zero are usual"
+    )
+    for scale in (1.0, 255.0):
+        likely = _strangest_range(replace(spec, scale=scale))
+        if _is_usual(*likely):
+            low, high = likely
+            return [f"{note}. Should it be --scale {scale:g}? That would give {low:.4g} to {high:.4g}."]
+    return [f"{note}: are scale, mean and std right?"]
+
+
+def _strangest_range(spec: InputSpec) -> tuple[float, float]:
+    """What pixels 0 and 255 become, in the channel where that is least usual."""
+    ranges = [((0 - m) / s, (255 / spec.scale - m) / s) for m, s in zip(spec.mean, spec.std, strict=True)]
+    return next((found for found in ranges if not _is_usual(*found)), ranges[0])
+
+
+def _is_usual(low: float, high: float) -> bool:
+    width = high - low
+    return _NARROW <= width <= _WIDE and low <= width and high >= -width  # zero is in it, or not a width away
 
 
 def _session(source: str | bytes) -> onnxruntime.InferenceSession:

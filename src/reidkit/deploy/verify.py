@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from reidkit.bundle import Bundle, Golden
-from reidkit.errors import InputError
+from reidkit.errors import InputError, ReidkitError
 from reidkit.runtime import RuntimeName, load
 from reidkit.types import Embedder, Precision
 
@@ -57,8 +57,22 @@ class Parity:
         return self.max_rel <= self.tolerance.relative and self.min_cosine >= self.tolerance.cosine
 
 
-def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cpu") -> list[Parity]:
-    """Holds engines to a bundle's golden embeddings.
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An engine that could not open the bundle, or not on that device."""
+
+    runtime: str
+    device: str
+    error: ReidkitError
+
+    @property
+    def passed(self) -> bool:
+        """Never."""
+        return False
+
+
+def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cpu") -> list[Parity | Refusal]:
+    """Holds engines to a bundle's golden embeddings; one that cannot open it does not keep the others from it.
 
     Args:
         bundle: an open bundle.
@@ -66,11 +80,16 @@ def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cp
         device: of the engines.
 
     Raises:
-        RuntimeMissing: an engine that was asked for is not here.
         BundleError: the golden file does not fit the manifest.
     """
     golden = bundle.golden()
-    return [check_parity(load(bundle, name, device=device), golden) for name in runtimes]
+    rows: list[Parity | Refusal] = []
+    for name in runtimes:
+        try:
+            rows.append(check_parity(load(bundle, name, device=device), golden))
+        except ReidkitError as error:
+            rows.append(Refusal(name, device, error))
+    return rows
 
 
 def check_parity(embedder: Embedder, golden: Golden) -> Parity:

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from reidkit.bundle import Bundle, Embedding, Golden, LicenceClass, Manifest, file_sha256, write_bundle
+from reidkit.bundle import Bundle, Embedding, Golden, LicenceClass, Manifest, check_place, file_sha256, write_bundle
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
 from reidkit.models.checkpoint import CheckpointFacts, deployed_weights, load_checkpoint
@@ -40,9 +40,11 @@ def export_checkpoint(
         overwrite: replace a bundle that is already there.
 
     Raises:
+        BundleError: the name of the bundle does not end in `.reid`.
         ModelError: the checkpoint cannot be loaded.
-        OutputError: the bundle cannot be written.
+        OutputError: the place is taken or cannot be written to.
     """
+    check_place(out, overwrite=overwrite)
     path = Path(checkpoint)
     file = path / "model.safetensors" if path.is_dir() else path
     model, facts = load_checkpoint(file)
@@ -69,9 +71,11 @@ def export_model(
     """Exports a model: its graph with the pre-processing inside, its weights, and what PyTorch gives for golden crops.
 
     Raises:
-        ModelError: the model gives values that are not finite.
-        OutputError: the bundle cannot be written.
+        BundleError: the name of the bundle does not end in `.reid`.
+        ModelError: the model gives values that are not finite, or cannot be translated to ONNX.
+        OutputError: the place is taken or cannot be written to.
     """
+    check_place(out, overwrite=overwrite)
     # A copy: the caller's model may be in the middle of its training, on another device and channels last, which
     # would number the graph's values differently.
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -12,6 +12,9 @@ from reidkit.errors import InputError
 
 Metric = Literal["cosine", "euclidean"]
 
+_MAX_SQUARE = float(np.finfo(np.float32).max) / 4
+"""Of a length: the square of a distance, (a + b)² at most, then stays finite in float32."""
+
 
 def distance_matrix(
     query: Float[np.ndarray, "query dim"], gallery: Float[np.ndarray, "gallery gallery_dim"], metric: Metric = "cosine"
@@ -21,7 +24,7 @@ def distance_matrix(
     `cosine` is 1 minus the cosine, 0 to 2; `euclidean` is the length of the difference, 0 or above.
 
     Raises:
-        InputError: widths differ, values are NaN or infinite, or a zero vector under `cosine`.
+        InputError: widths differ, values are NaN, infinite or too large, or a zero vector under `cosine`.
     """
     q, g = prepare(query, metric, "query"), prepare(gallery, metric, "gallery")
     return prepared_distances(q, g, metric)
@@ -36,18 +39,29 @@ def prepare(embeddings: Float[np.ndarray, "n dim"], metric: Metric, name: str) -
         name: what to call them in a message.
 
     Raises:
-        InputError: not two axes, NaN or infinite values, or a zero vector under `cosine`.
+        InputError: not two axes, NaN or infinite values, values too large to compare in float32, or a zero vector
+            under `cosine`.
     """
     if embeddings.ndim != 2:
         raise InputError(f"The {name} embeddings are no table", got=f"shape {embeddings.shape}", expected="(n, dim)")
-    values = np.ascontiguousarray(embeddings, dtype=np.float32)
-    finite = np.isfinite(values).all(axis=1)
+    finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         raise InputError(
-            f"{int((~finite).sum())} of {len(values)} {name} embeddings hold NaN or infinite values",
+            f"{int((~finite).sum())} of {len(embeddings)} {name} embeddings hold NaN or infinite values",
             got=f"the first in row {int(np.argmin(finite))}",
             expected="finite numbers",
             fix="check the model and its precision on that crop",
+        )
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is named below
+        values = np.ascontiguousarray(embeddings, dtype=np.float32)
+        small = np.einsum("nd,nd->n", values, values) <= _MAX_SQUARE
+    if not small.all():
+        row = int(np.argmin(small))
+        raise InputError(
+            f"{int((~small).sum())} of {len(values)} {name} embeddings are too large to compare in float32",
+            got=f"the first in row {row}, with a value of {np.abs(embeddings[row]).max():.3g}",
+            expected=f"Euclidean lengths of {_MAX_SQUARE**0.5:.0e} at most",
+            fix="check the model on that crop, or scale the embeddings down",
         )
     if metric == "euclidean":
         return values

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from reidkit.bundle import Bundle, open_bundle
-from reidkit.config import unknown_name
-from reidkit.errors import BundleError, ReidkitError, RuntimeMissing
+from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, unknown_name
 from reidkit.types import Embedder
 
 RuntimeName = Literal["onnxruntime", "openvino", "pytorch"]
@@ -60,7 +59,7 @@ def load(
     Args:
         bundle: a path, or a bundle that is open already.
         runtime: the engine.
-        device: in the engine's own words: "cpu"; "cuda" for onnxruntime and pytorch; "gpu" for openvino.
+        device: "cpu"; "cuda" or "cuda:N" for onnxruntime and pytorch; "gpu", "gpu.N" or "npu" for openvino.
         threads: that one call may use on the processor; None leaves it to the engine.
 
     Raises:
@@ -97,5 +96,7 @@ def load(
         raise
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run
         raise BundleError(
-            f"{runtime} cannot open {opened.model}", got=str(error).strip().partition("\n")[0], fix="export it again"
+            f"{runtime} cannot open {opened.model}",
+            got=str(error).strip().partition("\n")[0],
+            fix=f"update {engine.library}, or choose another runtime",
         ) from error

@@ -7,18 +7,18 @@ from jaxtyping import Float32, UInt8
 
 from reidkit.bundle import Manifest
 from reidkit.errors import InputError
-from reidkit.types import EmbedderSpec, Precision
+from reidkit.types import EmbedderSpec
 
 
-def spec_of(manifest: Manifest, *, runtime: str, device: str, precision: Precision = "float32") -> EmbedderSpec:
-    """What a bundle opened by an engine is."""
+def spec_of(manifest: Manifest, *, runtime: str, device: str) -> EmbedderSpec:
+    """What the graph of a bundle is, opened by an engine."""
     return EmbedderSpec(
         input=manifest.input,
         dim=manifest.embedding.dim,
         normalized=manifest.embedding.normalized,
         batch=manifest.batch,
         runtime=runtime,
-        precision=precision,
+        precision=manifest.precision,
         device=device,
     )
 

@@ -5,7 +5,6 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from reidkit.bundle import Bundle
-from reidkit.config import unknown_name
 from reidkit.errors import RuntimeMissing
 from reidkit.runtime.contract import run_in_batches, spec_of
 from reidkit.types import EmbedderSpec
@@ -31,26 +30,29 @@ class OnnxRuntimeEmbedder:
 
 
 def open_embedder(bundle: Bundle, device: str, threads: int | None) -> OnnxRuntimeEmbedder:
-    """Opens a session on "cpu" or "cuda".
+    """Opens a session on "cpu", "cuda" or "cuda:N".
 
     Raises:
         RuntimeMissing: this build of ONNX Runtime has no such device; it never moves to another in silence.
     """
-    if device not in _PROVIDERS:
-        raise unknown_name("device", device, _PROVIDERS)
-    provider = _PROVIDERS[device]
+    kind, _, index = device.partition(":")
+    if kind not in _PROVIDERS or not (index or "0").isdecimal():
+        raise RuntimeMissing(f"ONNX Runtime has no device {device!r} here", expected="cpu, cuda or cuda:N")
+    provider = _PROVIDERS[kind]
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeMissing(
-            f"This build of ONNX Runtime has no {device}",
+            f"This build of ONNX Runtime has no {kind}",
             got=", ".join(onnxruntime.get_available_providers()),
             expected=provider,
             fix="pip install onnxruntime-gpu, or say --device cpu",
         )
+    # TF32 is off: a float32 graph is computed in float32.
+    settings = {"device_id": index or "0", "use_tf32": "0"} if kind == "cuda" else {}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(bundle.model), options, providers=[provider])
+    session = onnxruntime.InferenceSession(str(bundle.model), options, providers=[(provider, settings)])
     if provider not in session.get_providers():
         raise RuntimeMissing(f"ONNX Runtime could not start {device}", got=", ".join(session.get_providers()))
     spec = spec_of(bundle.manifest, runtime="onnxruntime", device=device)

@@ -1,5 +1,7 @@
 """OpenVINO: Intel processors and graphics."""
 
+import threading
+
 import numpy as np
 import openvino
 from jaxtyping import Float32, UInt8
@@ -15,14 +17,17 @@ class OpenVinoEmbedder:
 
     def __init__(self, compiled: openvino.CompiledModel, spec: EmbedderSpec) -> None:
         self._request = compiled.create_infer_request()
+        self._turn = threading.Lock()  # a request takes one call at a time
         self.spec = spec
 
     def embed(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
-        """Maps crops to embeddings; see `reidkit.types.Embedder`. One call at a time."""
-        # A copy: the request's own output buffer is overwritten by the next call.
-        return run_in_batches(
-            crops, self.spec, lambda part: self._request.infer({0: np.ascontiguousarray(part)})[0].copy()
-        )
+        """Maps crops to embeddings; see `reidkit.types.Embedder`."""
+        return run_in_batches(crops, self.spec, self._run)
+
+    def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
+        with self._turn:
+            # A copy: the request's own output buffer is overwritten by the next call.
+            return self._request.infer({0: np.ascontiguousarray(crops)})[0].copy()
 
 
 def open_embedder(bundle: Bundle, device: str, threads: int | None) -> OpenVinoEmbedder:
@@ -33,7 +38,8 @@ def open_embedder(bundle: Bundle, device: str, threads: int | None) -> OpenVinoE
     """
     core = openvino.Core()
     name = device.upper()
-    if name not in core.available_devices:
+    # "GPU" is the first of "GPU.0" and "GPU.1".
+    if not any(found == name or found.startswith(f"{name}.") for found in core.available_devices):
         raise RuntimeMissing(f"OpenVINO sees no device {name}", expected=f"one of {', '.join(core.available_devices)}")
     # The float32 graph stays float32, also on processors where OpenVINO would choose bfloat16 by itself.
     config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -28,7 +28,9 @@ class PyTorchEmbedder:
         with torch.inference_mode():
             # A copy: torch takes no reversed views, and warns of arrays that are read-only, as Pillow's are.
             pixels = torch.from_numpy(np.array(crops, order="C")).to(self._device)
-            return self._model(pixels).float().cpu().numpy()
+            # cuDNN would take TF32 by itself: a float32 model is computed in float32.
+            with torch.backends.cudnn.flags(benchmark=torch.backends.cudnn.benchmark, allow_tf32=False):
+                return self._model(pixels).float().cpu().numpy()
 
 
 def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEmbedder:

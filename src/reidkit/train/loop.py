@@ -5,8 +5,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import astuple, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 import reidkit
-from reidkit.atomic import output_file
+from reidkit.atomic import check_free, growing_file
 from reidkit.bundle import Provenance
 from reidkit.config import to_dict
 from reidkit.errors import DataError, RuntimeMissing, TrainingError
@@ -78,11 +78,14 @@ def train(
     *,
     device: str = "cpu",
     task: Task = "person",
+    overwrite: bool = False,
     report_every: int = 10,
     on_decode: Progress = no_progress,
     on_step: Callable[[StepReport], None] = lambda _: None,
 ) -> TrainedRun:
     """Trains a model on `split.train` and writes `model.safetensors` and `log.csv` into the folder `out`.
+
+    The log grows row by row and stays when the run breaks off; the checkpoint is written at the end, or not at all.
 
     All crops are decoded once and kept as uint8 on the device: height x width x 3 bytes each (0.8 GB for 8,500 at
     256 x 128).
@@ -93,6 +96,7 @@ def train(
         out: folder of the run; made if it is not there.
         device: "cpu" or "cuda".
         task: what the identities are.
+        overwrite: replace the checkpoint of an earlier run in `out` at the end, and its log at once.
         report_every: steps between two calls of `on_step`, and two rows of the log.
         on_decode: progress of decoding.
         on_step: called with the state of the run.
@@ -102,38 +106,39 @@ def train(
         ImageError: a crop cannot be decoded.
         RuntimeMissing: the device is not there.
         TrainingError: too few identities for a batch, or losses or weights that are not finite.
-        OutputError: the folder cannot be written to.
+        OutputError: the folder holds a checkpoint and `overwrite` is False, or it cannot be written to.
     """
     target = _device(device)
     labels, pids = _labels(split)
     next(_batches(labels, recipe, epoch=0))  # too few identities: said before the decoding
     checkpoint = Path(out) / CHECKPOINT
+    check_free(checkpoint, overwrite=overwrite)
     # Opened first: a folder that cannot be written to is refused before the work, not after it.
-    with output_file(Path(out) / LOG) as log:
+    with growing_file(Path(out) / LOG) as stream:
+        log = csv.writer(stream)
+        log.writerow(field.name for field in fields(StepReport))
+
+        def report(row: StepReport) -> None:
+            log.writerow(astuple(row))
+            on_step(row)
+
         torch.manual_seed(recipe.seed)
         crops = _decode(split, recipe.input, on_decode).to(target)
         model = EmbeddingModel(recipe.model, identities=len(pids)).to(target)
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         started = time.perf_counter()
-        rows: list[StepReport] = []
-
-        def report(row: StepReport) -> None:
-            rows.append(row)
-            on_step(row)
-
         steps = _optimise(model, crops, labels, recipe, report_every, report)
         seconds = time.perf_counter() - started
-        _check_weights(model, steps)
-        provenance = Provenance(
-            source=checkpoint.parent.name,
-            framework=f"torch {torch.__version__}",
-            dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
-            recipe=to_dict(recipe),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            reidkit=reidkit.__version__,
-        )
-        _write_log(log, rows)
-        save_checkpoint(checkpoint, model, CheckpointFacts(architecture_of(model), recipe.input, task, provenance))
+    _check_weights(model, steps)
+    provenance = Provenance(
+        source=checkpoint.parent.name,
+        framework=f"torch {torch.__version__}",
+        dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
+        recipe=to_dict(recipe),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        reidkit=reidkit.__version__,
+    )
+    save_checkpoint(checkpoint, model, CheckpointFacts(architecture_of(model), recipe.input, task, provenance))
     return TrainedRun(checkpoint, len(pids), len(labels), steps, seconds)
 
 
@@ -278,11 +283,13 @@ def _check_weights(model: nn.Module, step: int) -> None:
 
 def _decode(split: Split, spec: InputSpec, progress: Progress) -> UInt8[Tensor, "n height width 3"]:
     crops = np.empty((len(split.train), spec.height, spec.width, 3), dtype=np.uint8)
-    for i, crop in enumerate(stream_crops([crop.path for crop in split.train], spec)):
-        if isinstance(crop, Exception):
-            raise crop
-        crops[i] = crop
-        progress(i + 1, len(crops))
+    # Closed also when something fails: the threads would decode on for as long as the traceback is held.
+    with closing(stream_crops([crop.path for crop in split.train], spec)) as stream:
+        for i, crop in enumerate(stream):
+            if isinstance(crop, Exception):
+                raise crop
+            crops[i] = crop
+            progress(i + 1, len(crops))
     return torch.from_numpy(crops)
 
 
@@ -306,10 +313,3 @@ def _bfloat16_helps(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def _write_log(path: Path, rows: list[StepReport]) -> None:
-    with output_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(StepReport.__dataclass_fields__)
-        writer.writerows([getattr(row, name) for name in StepReport.__dataclass_fields__] for row in rows)

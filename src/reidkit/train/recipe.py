@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from reidkit.architecture import ResNetSpec
-from reidkit.config import load_toml, unknown_name
-from reidkit.errors import ConfigError
+from reidkit.config import load_toml
+from reidkit.errors import ConfigError, unknown_name
 from reidkit.types import InputSpec
 
 

@@ -18,6 +18,9 @@ from reidkit.imaging import available_cores
 from reidkit.types import Progress, no_progress
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+MARKER = ".reidkit-synth"
+"""By this file a folder is known to be drawn, so that `overwrite` removes no other."""
+
 MAX_IDENTITIES, MAX_CAMERAS, MAX_CROPS = 9999, 9, 999
 _CHUNK = 32
 _WORTH_A_PROCESS = 150
@@ -68,7 +71,7 @@ def synthesize(
         seed: 0 or above; another seed draws other people in other streets.
         test_fraction: share of the identities that test.
         workers: processes; None takes one a core where the work is worth it, 1 draws in this process.
-        overwrite: replace a folder that stands at `out`.
+        overwrite: replace a folder that stands at `out`, when it is empty or was drawn.
         progress: called with crops done and crops in all.
 
     Returns:
@@ -76,7 +79,7 @@ def synthesize(
 
     Raises:
         ConfigError: a number is out of its range, or the identities do not suffice for both sides.
-        OutputError: something stands at `out` and `overwrite` is False, or the disk refuses.
+        OutputError: something stands at `out` and may not be replaced, or the disk refuses.
         ReidkitError: a worker process died.
     """
     _check(identities, cameras, crops_per_camera, seed, workers)
@@ -89,7 +92,7 @@ def synthesize(
         for start in range(0, len(jobs_of_camera), _CHUNK)
     ]
     processes = workers or max(1, min(available_cores(), len(jobs) // _WORTH_A_PROCESS))
-    with output_directory(out, overwrite=overwrite) as folder:
+    with output_directory(out, marker=MARKER, overwrite=overwrite) as folder:
         for name in (TRAIN, QUERY, GALLERY):
             (folder / name).mkdir()
         done = 0
@@ -119,7 +122,9 @@ def _check(identities: int, cameras: int, crops_per_camera: int, seed: int, work
     for name, value, least, most, why in ranges:
         if not least <= value <= most:
             expected = f"{least} to {most}" + (f" ({why})" if why else "")
-            raise ConfigError(f"{name} is out of range", got=value, expected=expected, fix=f"choose another {name}")
+            raise ConfigError(
+                f"{name} is out of range", got=value, expected=expected, fix="choose a number in that range"
+            )
 
 
 def _test_identities(identities: int, fraction: float) -> int:
