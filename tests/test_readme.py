@@ -30,7 +30,7 @@ def write_network(path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
     graph = helper.make_graph(
         [
-            helper.make_node("Conv", ["input", "weight"], ["map"], pads=[2, 2, 2, 2]),
+            helper.make_node("Conv", ["input", "weight"], ["map"], pads=[2, 2, 2, 2], strides=[8, 8]),
             helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["output"]),
         ],
