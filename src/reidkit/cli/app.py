@@ -7,7 +7,7 @@ import typer
 
 import reidkit
 from reidkit.cli import bench, data, demo, embed, evaluate, export, import_model, info, search, train, verify
-from reidkit.cli.console import show_error
+from reidkit.cli.console import show_error, warn
 from reidkit.errors import ReidkitError, RuntimeMissing
 
 app = typer.Typer(
@@ -54,6 +54,9 @@ app.command("embed")(embed.embed)
 app.command("search")(search.search)
 
 
+_INTERRUPTED = 130
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
@@ -62,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         app(args=args, prog_name="reid")
     except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            warn("interrupted; files that were not finished are not there")
         return stop.code if isinstance(stop.code, int) else 1
     except ReidkitError as error:
         show_error(error)

@@ -23,11 +23,11 @@ from reidkit.runtime import ENGINES, installed, load
 def bench(
     bundle: options.BundlePath,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="Engines to time [default: all installed].")
+        list[str] | None, typer.Option("--runtime", help="Engines to time (default: all installed).")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch sizes [default: 1 4 16 64].")] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch sizes (default: 1 4 16 64).")] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Pictures to decode [default: crops drawn by program].")
+        Path | None, typer.Option("--images", help="Pictures to decode (default: crops drawn by program).")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
     device: options.Device = "cpu",

@@ -29,7 +29,7 @@ def embed(
     images: Annotated[Path | None, typer.Option("--images", help="A picture, or a folder of pictures.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A data set, instead of --images.")] = None,
     subset: Annotated[
-        list[str] | None, typer.Option("--subset", help="Of the data set [default: query and gallery].")
+        list[str] | None, typer.Option("--subset", help="Of the data set (default: query and gallery).")
     ] = None,
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = "cpu",

@@ -12,7 +12,7 @@ from reidkit.cli import console, options
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run of `reid train`, or its model.safetensors.")],
     out: Annotated[Path, typer.Option("--out", help="The bundle to write: NAME.reid.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model [default: the bundle's].")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model (default: the bundle's).")] = None,
     licence: Annotated[LicenceClass, typer.Option("--licence", help="Class of licence of the weights.")] = "unknown",
     overwrite: options.Overwrite = False,
 ) -> None:

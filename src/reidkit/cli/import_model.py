@@ -15,7 +15,7 @@ def import_model(
     file: Annotated[Path, typer.Argument(help="The model: FILE.onnx.")],
     out: Annotated[Path, typer.Option("--out", help="The bundle to write: NAME.reid.")],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops [default: what the graph says].")
+        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops (default: what the graph says).")
     ] = None,
     color: Annotated[ColorOrder, typer.Option("--color", help="Order of channels it was trained with.")] = "rgb",
     scale: Annotated[float, typer.Option("--scale", help="Divisor of the 0 to 255 pixel values.")] = 255.0,
@@ -26,7 +26,7 @@ def import_model(
     resize: Annotated[ResizeFilter, typer.Option("--resize", help="Filter its crops were resized with.")] = "bilinear",
     output: Annotated[str | None, typer.Option("--output", help="Name of the output, where it has several.")] = None,
     layout: Annotated[
-        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Of its input [default: what the graph says].")
+        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Of its input (default: what the graph says).")
     ] = None,
     task: Annotated[Task, typer.Option("--task", help="What it tells apart.")] = "person",
     licence: Annotated[LicenceClass, typer.Option("--licence", help="Class of licence of the weights.")] = "unknown",

@@ -18,7 +18,7 @@ DataFormat = Annotated[str | None, typer.Option("--format", help="Layout of the 
 DataVariant = Annotated[str | None, typer.Option("--variant", help="For CUHK03: detected or labeled.")]
 Runtime = Annotated[RuntimeName, typer.Option("--runtime", help="Engine to run on.")]
 Device = Annotated[str, typer.Option("--device", help="Where to run, in the engine's own words: cpu, cuda, gpu.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures [default: cores].")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Crops a call of the engine.")]
 MetricName = Annotated[Metric, typer.Option("--metric", help="Distance between embeddings.")]
 SkipUnreadable = Annotated[

@@ -22,7 +22,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change the recipe: --set optim.epochs=20.")
     ] = None,
     task: Annotated[Task, typer.Option("--task", help="What the identities are.")] = "person",
-    device: options.Device = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     overwrite: options.Overwrite = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,

@@ -15,7 +15,7 @@ from reidkit.runtime import ENGINES, installed
 def verify(
     bundle: options.BundlePath,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="Engines to check [default: all installed].")
+        list[str] | None, typer.Option("--runtime", help="Engines to check (default: all installed).")
     ] = None,
     device: options.Device = "cpu",
 ) -> list[Parity]:

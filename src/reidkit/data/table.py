@@ -3,7 +3,7 @@
     path      of the picture, relative to the CSV's folder or absolute
     pid       identity: any text
     camid     camera: any text. Without this column, or where it is empty, the camera is unknown: then no gallery crop
-              is junk for its camera, and a query that also lies in the gallery finds itself
+              is junk for its camera; a query's own file is never ranked for it
     subset    train, query or gallery. One picture may be in several subsets, once in each
 
 Spaces around a value are dropped. Any text is an identity, so there are no distractors: an identity that only the
