@@ -13,10 +13,11 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
+from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES, Latency
 from reidkit.deploy.bench import bench as measure
-from reidkit.errors import DataError, RuntimeMissing
-from reidkit.imaging import available_cores, image_files
+from reidkit.errors import RuntimeMissing
+from reidkit.imaging import available_cores
 from reidkit.runtime import ENGINES, installed, load
 
 
@@ -37,9 +38,7 @@ def bench(
     """Time each engine at several batch sizes, with and without decoding and resizing."""
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
-    sources = image_files(images) if images is not None else []
-    if images is not None and not sources:
-        raise DataError(f"{images} holds no pictures", expected="JPEG, PNG or other picture files")
+    sources = picture_files(images) if images is not None else []
     draw = _plotter() if plot is not None else None
     rows: list[Latency] = []
     for name in names:

@@ -22,15 +22,25 @@ class Pictures:
     camera_names: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+def picture_files(root: Path) -> list[Path]:
+    """Every picture at or below `root`, at least one.
+
+    Raises:
+        DataError: `root` is not there or cannot be listed, or holds no pictures.
+    """
+    files = image_files(root)
+    if not files:
+        raise DataError(f"{root} holds no pictures", got="0 pictures", expected="JPEG, PNG or other picture files")
+    return files
+
+
 def read_pictures(root: Path) -> Pictures:
     """Every picture at or below `root`, labelled by file names where all of them tell. Says so where junk is left out.
 
     Raises:
         DataError: `root` is not there or cannot be listed, or holds no pictures but junk.
     """
-    files = image_files(root)
-    if not files:
-        raise DataError(f"{root} holds no pictures", got="0 pictures", expected="JPEG, PNG or other picture files")
+    files = picture_files(root)
     named = crops_by_name(files)
     if named is None:
         odd = unnamed_files(files)

@@ -18,7 +18,6 @@ from jaxtyping import Float32
 from reidkit.data.synth.identity import Color
 
 Pixels = Float32[np.ndarray, "3 height width"]
-Plane = Float32[np.ndarray, "height width"]
 TubePaint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(angle around, way along 0 to 1) -> linear colour, (3, height, width) or (3, 1, 1)."""
 BallPaint = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | float]]
