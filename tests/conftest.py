@@ -14,20 +14,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-18 IBN-a with random weights and statistics, 32 x 16 input, exported: `tiny.reid`. Do not change it."""
     import torch
 
-    from reidkit.architecture import ResNetSpec
-    from reidkit.bundle import Provenance
+    from reidkit.architecture import ModelSpec
     from reidkit.export.torch_export import export_model
-    from reidkit.models.checkpoint import CheckpointFacts, architecture_of
+    from reidkit.manifest import Provenance
+    from reidkit.models.checkpoint import CheckpointFacts
     from reidkit.models.model import EmbeddingModel
     from reidkit.types import InputSpec
 
     torch.manual_seed(0)
-    model = EmbeddingModel(ResNetSpec()).eval()
+    model = EmbeddingModel(ModelSpec()).eval()
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    facts = CheckpointFacts(architecture_of(model), InputSpec(32, 16), "person", Provenance())
+    facts = CheckpointFacts(model.spec, InputSpec(32, 16), "person", Provenance())
     out = tmp_path_factory.mktemp("bundles") / "tiny.reid"
     return export_model(model, facts, out, name="tiny").path

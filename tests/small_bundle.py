@@ -8,15 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from reidkit.bundle import (
-    Architecture,
-    Bundle,
-    Embedding,
-    Golden,
-    Manifest,
-    Provenance,
-    write_bundle,
-)
+from reidkit.architecture import ModelSpec
+from reidkit.bundle import Bundle, Golden, write_bundle
+from reidkit.manifest import Embedding, Manifest, Provenance
 from reidkit.types import InputSpec
 
 MODEL, WEIGHTS = b"the graph", b"the weights"
@@ -29,7 +23,7 @@ MANIFEST = Manifest(
     input=InputSpec(4, 3, "bilinear", "bgr", 1.0, (1.0, 2.0, 3.0), (0.5, 0.25, 1.0)),
     embedding=Embedding(5, normalized=True),
     batch=2,
-    architecture=Architecture("resnet", {"depth": 18, "ibn": "a"}),
+    architecture=ModelSpec(),
     licence="research-only",
     provenance=Provenance(
         source="x.pth", recipe={"optim": {"lr": 0.1, "steps": [1, 2]}}, created="2024-01-01T00:00:00Z"

@@ -11,20 +11,9 @@ import numpy as np
 import pytest
 
 from conditions import as_installed, unprivileged
-from reidkit.bundle import (
-    Accuracy,
-    Bundle,
-    Embedding,
-    Golden,
-    Manifest,
-    Provenance,
-    check_place,
-    file_sha256,
-    open_bundle,
-    record_accuracy,
-    write_bundle,
-)
+from reidkit.bundle import Bundle, Golden, check_place, file_sha256, open_bundle, record_accuracy, write_bundle
 from reidkit.errors import BundleError, ConfigError, InputError, OutputError
+from reidkit.manifest import Accuracy, Embedding, Manifest, Provenance
 from reidkit.types import InputSpec
 from small_bundle import CROPS, EMBEDDINGS, FILES, GOLDEN, MANIFEST, MODEL, WEIGHTS, names, put, write
 
@@ -60,7 +49,7 @@ class TestRoundTrip:
 
     def test_the_manifest_is_readable(self, folder):
         text = (folder / "manifest.json").read_text(encoding="utf-8")
-        assert text.startswith('{\n  "schema": 1,\n  "sha256": "')
+        assert text.startswith('{\n  "schema": 2,\n  "sha256": "')
         assert '"name": "größe"' in text
 
     def test_a_file_name_that_is_no_unicode(self, tmp_path):

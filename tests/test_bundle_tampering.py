@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from conditions import unprivileged
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
 from reidkit.bundle import (
     open_bundle,
 )
@@ -126,13 +127,13 @@ class TestTampering:
 
     @pytest.mark.parametrize(
         ("schema", "fix"),
-        [(2, "update reidkit (pip install -U reidkit)"), (0, "export the bundle again"), (-1, "export")],
+        [(3, "update reidkit (pip install -U reidkit)"), (0, "export the bundle again"), (-1, "export")],
     )
     def test_another_schema(self, folder, schema, fix):
         sign(folder, {}, schema=schema, a_new_key=True)
         text = refusal(folder)
         assert text.startswith(
-            f"{folder / 'manifest.json'} has a schema this reidkit cannot read\n  got: {schema}\n  expected: 1\n"
+            f"{folder / 'manifest.json'} has a schema this reidkit cannot read\n  got: {schema}\n  expected: 2\n"
         )
         assert f"  to do: {fix}" in text
 
@@ -142,15 +143,29 @@ class TestTampering:
         assert values.pop("batch") == 2
         (folder / "manifest.json").write_text(json.dumps(values))
         sign(folder, {})
-        monkeypatch.setattr("reidkit.bundle.SCHEMA", 3)
+        monkeypatch.setattr("reidkit.manifest.SCHEMA", 3)
         manifest = open_bundle(folder).manifest
         assert (manifest.precision, manifest.batch, manifest.name) == ("float32", None, "größe")
         sign(folder, {}, schema=4)
         assert "manifest.json has a schema this reidkit cannot read\n  got: 4\n  expected: 3\n" in refusal(folder)
 
+    def test_the_flat_architecture_of_the_first_schema_is_read(self, folder):
+        options = {"depth": 18, "ibn": "none", "last_stride": 2, "pooling": "gem", "gem_p": 2.0, "gem_learned": True}
+        sign(folder, {"architecture": {"family": "resnet", "options": options}}, schema=1)
+        assert open_bundle(folder).manifest.architecture == ModelSpec(
+            ResNetSpec(depth=18, ibn="none", last_stride=2), HeadSpec(pooling="gem", gem_p=2.0, gem_learned=True)
+        )
+        sign(folder, {"architecture": {"family": "squeezenet", "options": {}}}, schema=1)
+        assert "Unknown architecture family 'squeezenet'" in refusal(folder)
+
     @pytest.mark.parametrize(
         ("change", "got"),
         [
+            (
+                {"architecture": {"backbone": {"family": "osnett"}}},
+                "Unknown value of manifest.json.architecture.backbone",
+            ),
+            ({"architecture": {"backbone": {"depth": 18}}}, "Missing in manifest.json.architecture.backbone: family"),
             ({"taks": "person"}, "Unknown key 'manifest.json.taks'"),
             ({"task": "dog"}, "Unknown value of manifest.json.task: 'dog'"),
             ({"embedding": {"dim": "5"}}, "manifest.json.embedding.dim has the wrong type"),

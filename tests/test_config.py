@@ -44,6 +44,24 @@ class Run:
     anything: Any = None
 
 
+@dataclass(frozen=True)
+class Square:
+    shape: Literal["square"] = "square"
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Circle:
+    shape: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    figure: Square | Circle = field(default_factory=Square)
+    second: Square | Circle | None = None
+
+
 def refusal(values: Mapping[str, Any], kind: type = Run, where: str = "") -> str:
     with pytest.raises(ConfigError) as caught:
         from_dict(kind, {"name": "x", **values} if kind is Run else values, where=where)
@@ -298,3 +316,23 @@ def test_unknown_names_by_hand():
         "Unknown runtime 'onnx'\n  expected: one of onnxruntime, openvino\n  to do: did you mean 'onnxruntime'?"
     )
     assert str(unknown_name("runtime", "", ["a"])) == "Unknown runtime ''\n  expected: one of a"
+
+
+class TestOneOfSeveralTables:
+    @pytest.mark.parametrize("drawing", [Drawing(), Drawing(Circle(radius=2.0), Square(side=3.0))])
+    def test_the_tag_tells_them_apart(self, drawing):
+        assert from_dict(Drawing, to_dict(drawing)) == drawing
+
+    @pytest.mark.parametrize(
+        ("values", "text"),
+        [
+            ({"figure": {"radius": 2.0}}, "Missing in figure: shape\n  expected: one of square, circle"),
+            ({"figure": {"shape": "circel"}}, "Unknown value of figure.shape: 'circel'"),
+            ({"figure": {"shape": "circle", "side": 1.0}}, "Unknown key 'figure.side'"),
+            ({"figure": {"shape": "circle", "radius": "1"}}, "figure.radius has the wrong type"),
+            ({"figure": 3}, "figure has the wrong type\n  got: 3 (int)\n  expected: a table"),
+            ({"second": {"shape": ["square"]}}, "Unknown value of second.shape: \"['square']\""),
+        ],
+    )
+    def test_what_is_none_of_them_is_refused(self, values, text):
+        assert refusal(values, Drawing).startswith(text)

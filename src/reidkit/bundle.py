@@ -11,142 +11,22 @@ manifest against its own.
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from reidkit.atomic import check_free, output_directory, output_file
-from reidkit.config import from_dict, to_dict
-from reidkit.errors import BundleError, ConfigError, InputError
-from reidkit.types import InputSpec, Precision, Task
+from reidkit.errors import BundleError, InputError
+from reidkit.manifest import Accuracy, Latency, Manifest, manifest_bytes, parse_manifest
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 SUFFIX = ".reid"
-
-LicenceClass = Literal["permissive", "copyleft", "research-only", "proprietary", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """The output of the graph.
-
-    Attributes:
-        dim: width.
-        normalized: whether the graph itself scales every embedding to Euclidean length 1.
-    """
-
-    dim: int
-    normalized: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ConfigError("The embedding width is out of range", got=self.dim, expected="1 or more")
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A known network, from which the graph can be built again; None in the manifest for a foreign graph."""
-
-    family: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where the weights come from. None where it is not known; nothing is invented.
-
-    Attributes:
-        source: what the bundle was made from (a file name or a run), without its folder.
-        source_sha256: of that file.
-        framework: that gave the golden embeddings, with its version.
-        dataset: trained on.
-        recipe: the training recipe, whole, as plain values.
-        created: ISO 8601, UTC.
-        reidkit: version that wrote the bundle.
-    """
-
-    source: str | None = None
-    source_sha256: str | None = None
-    framework: str | None = None
-    dataset: str | None = None
-    recipe: Mapping[str, Any] | None = None
-    created: str | None = None
-    reidkit: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """One measurement: fractions of 1 on one data set under one protocol.
-
-    Attributes:
-        dataset: its format, its name or both.
-        protocol: that ranked.
-        metric: distance between embeddings.
-        runtime: engine.
-        precision: of the engine's arithmetic.
-        device: that it ran on, in the engine's own words.
-        rank1: queries whose nearest counted gallery crop is right.
-        mAP: mean average precision.
-        mINP: mean inverse negative penalty.
-        queries: that were valid.
-        gallery: crops that were ranked.
-    """
-
-    dataset: str
-    protocol: str
-    metric: str
-    runtime: str
-    precision: str
-    device: str
-    rank1: float
-    mAP: float  # noqa: N815 (the field writes it so)
-    mINP: float  # noqa: N815
-    queries: int
-    gallery: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The truth about a bundle.
-
-    Attributes:
-        name: short name of the model.
-        task: what it tells apart.
-        input: size, filter and the pre-processing that is inside the graph.
-        embedding: the output.
-        batch: the only batch size that the graph takes, or None where any will do.
-        precision: of the arithmetic in the graph; a foreign one may be coarser than float32.
-        architecture: the known network, or None for a foreign graph.
-        licence: class of licence of the weights.
-        provenance: where they come from.
-        accuracy: what was measured.
-        files: sha256 by file name, relative to the bundle, with `/`.
-    """
-
-    name: str
-    task: Task
-    input: InputSpec
-    embedding: Embedding
-    batch: int | None = None
-    precision: Precision = "float32"
-    architecture: Architecture | None = None
-    licence: LicenceClass = "unknown"
-    provenance: Provenance = field(default_factory=Provenance)
-    accuracy: tuple[Accuracy, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError("The batch size is out of range", got=self.batch, expected="1 or more, or null for any")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +135,7 @@ def write_bundle(
     buffer = io.BytesIO()
     np.savez(buffer, crops=golden.crops, embeddings=golden.embeddings)
     files = {MODEL: model, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
-    files[MANIFEST] = _manifest_bytes(replace(manifest, files={name: _sha256(data) for name, data in files.items()}))
+    files[MANIFEST] = manifest_bytes(replace(manifest, files={name: _sha256(data) for name, data in files.items()}))
     with output_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
@@ -265,34 +145,53 @@ def write_bundle(
 def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     """Adds a measurement to the manifest, in place of an earlier one that was made in the same way.
 
-    The same way is the same data set, protocol, metric, runtime, precision and device.
+    The same way is the same data set, protocol, metric, test-time augmentation, runtime, precision and device.
 
     Raises:
         ConfigError: the measurement holds a value that could not be read back.
         BundleError: the bundle was replaced since it was opened: the measurement is not of what is there now.
         OutputError: the manifest cannot be written to, or the disk is full.
     """
+
+    def way(a: Accuracy) -> tuple[str, ...]:
+        return (a.dataset, a.protocol, a.metric, a.tta, a.runtime, a.precision, a.device)
+
+    def add(current: Manifest) -> Manifest:
+        others = tuple(a for a in current.accuracy if way(a) != way(accuracy))
+        return replace(current, accuracy=(*others, accuracy))
+
+    return _record(bundle, add)
+
+
+def record_latency(bundle: Bundle, rows: Sequence[Latency]) -> Bundle:
+    """Adds timings to the manifest, each in place of an earlier one that was made in the same way.
+
+    The same way is the same runtime, precision, device, machine, batch and with or without decoding.
+
+    Raises:
+        ConfigError, BundleError, OutputError: as `record_accuracy`.
+    """
+
+    def way(row: Latency) -> tuple[object, ...]:
+        return (row.runtime, row.precision, row.device, row.machine, row.batch, row.decode)
+
+    def add(current: Manifest) -> Manifest:
+        new = {way(row) for row in rows}
+        return replace(current, latency=(*(row for row in current.latency if way(row) not in new), *rows))
+
+    return _record(bundle, add)
+
+
+def _record(bundle: Bundle, add: Callable[[Manifest], Manifest]) -> Bundle:
     # Read again: another measurement may have been recorded while this one was made.
     current = _read_manifest(bundle.path / MANIFEST)
     if current.files != bundle.manifest.files:
         raise BundleError(f"{bundle.path} was replaced while it was measured", fix="measure it again")
-    others = tuple(a for a in current.accuracy if _conditions(a) != _conditions(accuracy))
-    manifest = replace(current, accuracy=(*others, accuracy))
-    data = _manifest_bytes(manifest)
+    manifest = add(current)
+    data = manifest_bytes(manifest)
     with output_file(bundle.path / MANIFEST) as temporary:
         temporary.write_bytes(data)
     return replace(bundle, manifest=manifest)
-
-
-def _conditions(accuracy: Accuracy) -> tuple[str, ...]:
-    return (
-        accuracy.dataset,
-        accuracy.protocol,
-        accuracy.metric,
-        accuracy.runtime,
-        accuracy.precision,
-        accuracy.device,
-    )
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -334,28 +233,12 @@ def _open_checked(path: Path) -> Bundle:
 
 def _read_manifest(file: Path) -> Manifest:
     try:
-        values = json.loads(file.read_bytes())
+        data = file.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{file} is missing", expected="a bundle", fix="check the path, or copy it whole") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise BundleError(f"{file} cannot be read", got=error, fix="copy the bundle again, whole") from error
-    if not isinstance(values, dict) or type(values.get("schema")) is not int:
-        raise BundleError(f"{file} is no manifest", expected='an object with a number "schema"')
-    schema, digest = values.pop("schema"), values.pop("sha256", None)
-    if not 1 <= schema <= SCHEMA:  # what an older one does not have takes its default
-        fix = "update reidkit (pip install -U reidkit)" if schema > SCHEMA else "export the bundle again"
-        raise BundleError(f"{file} has a schema this reidkit cannot read", got=schema, expected=SCHEMA, fix=fix)
-    if digest != _sha256(_canonical(values)):
-        raise BundleError(
-            f"{file} was changed after it was written",
-            got=f"sha256 {_sha256(_canonical(values))[:16]}…",
-            expected=f"sha256 {str(digest)[:16]}…",
-            fix="copy the bundle again, whole; or export it again",
-        )
-    try:
-        return from_dict(Manifest, values, where=file.name)
-    except ConfigError as error:
-        raise BundleError(f"{file} is not what this reidkit writes", got=error) from error
+    return parse_manifest(data, source=str(file))
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -367,24 +250,6 @@ def _check_name(path: Path, name: str) -> None:
             raise BundleError(
                 f"{path / part} is a link", expected="a plain file inside the bundle", fix="do not use it"
             )
-
-
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it is written; refused where `_read_manifest` would refuse it."""
-    values = to_dict(manifest)
-    from_dict(Manifest, values, where="manifest")
-    try:
-        digest = _sha256(_canonical(values))
-    except TypeError as error:
-        raise ConfigError("The manifest holds what JSON cannot say", got=error, expected="plain values") from error
-    whole = {"schema": SCHEMA, "sha256": digest, **values}
-    # A file name that is no Unicode has lone surrogates; a backslash escape is how JSON writes those, too.
-    return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _canonical(values: Mapping[str, Any]) -> bytes:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace")
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from reidkit.errors import ConfigError, unknown_name
@@ -62,8 +63,20 @@ def to_dict(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def load_toml(kind: type[T], path: Path | str, *, overrides: Sequence[str] = ()) -> T:
-    """Reads a TOML file into the dataclass `kind`, after `--set` style overrides such as `optim.lr=1e-3`.
+def load_toml(
+    kind: type[T],
+    path: Path | str,
+    *,
+    instead: Mapping[str, Any] = MappingProxyType({}),
+    overrides: Sequence[str] = (),
+) -> T:
+    """Reads a TOML file into the dataclass `kind`.
+
+    Args:
+        kind: a dataclass type.
+        path: of the file.
+        instead: whole tables that take the place of the file's.
+        overrides: assignments such as `optim.lr=1e-3`, made last.
 
     Raises:
         ConfigError: no such file, no TOML, or anything that `from_dict` refuses.
@@ -75,7 +88,7 @@ def load_toml(kind: type[T], path: Path | str, *, overrides: Sequence[str] = ())
         raise ConfigError(f"No such file: {path}", fix="check the path") from None
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as TOML", got=error) from error
-    return from_dict(kind, with_overrides(values, overrides))
+    return from_dict(kind, with_overrides({**values, **instead}, overrides))
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -149,10 +162,27 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and types.NoneType in args:
         return None
     rest = [arg for arg in args if arg is not types.NoneType]
+    if len(rest) > 1 and all(dataclasses.is_dataclass(arg) for arg in rest):
+        return _convert_tagged(rest, value, where)
     for arg in rest[:-1]:
         with suppress(ConfigError):
             return _convert(arg, value, where)
     return _convert(rest[-1], value, where)
+
+
+def _convert_tagged(kinds: list[type], value: Any, where: str) -> Any:
+    """One of several dataclasses: the first field of each is a `Literal` with one value, which tells them apart."""
+    if not isinstance(value, Mapping):
+        raise _wrong_type(where, value, "a table")
+    tag = dataclasses.fields(kinds[0])[0].name
+    by_tag = {get_args(typing.get_type_hints(kind)[tag])[0]: kind for kind in kinds}
+    if tag not in value:
+        raise ConfigError(
+            f"Missing in {where}: {tag}", expected=f"one of {', '.join(by_tag)}", fix="add the missing key"
+        )
+    if not isinstance(value[tag], str) or value[tag] not in by_tag:
+        raise unknown_name(f"value of {_dotted(where, tag)}:", str(value[tag]), by_tag)
+    return from_dict(by_tag[value[tag]], value, where=where)
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from reidkit.errors import DataError, ImageError
+from reidkit.manifest import Tta
 from reidkit.metrics.distance import Metric
 from reidkit.metrics.junk import Labels, labels_of, same_file
 from reidkit.metrics.ranking import Ranking, has_match, rank_gallery
+from reidkit.runtime.flip import with_tta
 from reidkit.runtime.pipeline import OnUnreadable, embed_files
 from reidkit.types import DISTRACTOR, Crop, Embedder, Progress, Split, no_progress
 
@@ -55,6 +57,7 @@ class Report:
         junk: crops that the data set itself takes out.
         unreadable: pictures that could not be decoded; they make the figures those of an easier data set.
         lost: queries that would be valid, but they or all their matches are unreadable.
+        tta: test-time augmentation that the embeddings were made with.
     """
 
     dataset: str
@@ -67,6 +70,7 @@ class Report:
     junk: int
     unreadable: Unreadable
     lost: int
+    tta: Tta = "none"
 
     @property
     def valid(self) -> int:
@@ -93,6 +97,7 @@ class Report:
             "protocol": PROTOCOL,
             "metric": self.metric,
             "runtime": self.runtime,
+            "tta": self.tta,
         }
 
 
@@ -122,6 +127,7 @@ def evaluate(
     split: Split,
     *,
     metric: Metric = "cosine",
+    tta: Tta = "none",
     batch_size: int = 32,
     threads: int | None = None,
     unreadable: OnUnreadable = "raise",
@@ -134,6 +140,7 @@ def evaluate(
         embedder: an open model.
         split: with query and gallery.
         metric: distance between embeddings.
+        tta: test-time augmentation, put around the embedder here; "flip" adds the mirror image of each crop.
         batch_size: crops a call of the engine.
         threads: that decode.
         unreadable: what to do about a picture that cannot be decoded: "raise", or "skip" and count it.
@@ -146,10 +153,15 @@ def evaluate(
         InputError: no query has a match, or an embedding is not finite.
     """
     query, gallery = embed_split(
-        embedder, split, batch_size=batch_size, threads=threads, unreadable=unreadable, progress=progress
+        with_tta(embedder, tta),
+        split,
+        batch_size=batch_size,
+        threads=threads,
+        unreadable=unreadable,
+        progress=progress,
     )
     runtime = embedder.spec.runtime
-    return rank_embedded(query, gallery, split=split, metric=metric, runtime=runtime, progress=rank_progress)
+    return rank_embedded(query, gallery, split=split, metric=metric, runtime=runtime, tta=tta, progress=rank_progress)
 
 
 def embed_split(
@@ -197,9 +209,10 @@ def rank_embedded(
     split: Split,
     metric: Metric,
     runtime: str,
+    tta: Tta = "none",
     progress: Progress = no_progress,
 ) -> Report:
-    """Ranks the crops of a split that are embedded already.
+    """Ranks the crops of a split that are embedded already; `runtime` and `tta` say how, for the report.
 
     A query file that is also in the gallery is not ranked for itself, whatever its camera: being found at distance zero
     would teach nothing. The data sets of the field have no such file that the protocol does not leave out anyway.
@@ -229,6 +242,7 @@ def rank_embedded(
         junk=len(split.junk),
         unreadable=Unreadable(len(query.unreadable), len(gallery.unreadable)),
         lost=_valid_queries(split) - int(ranking.valid.sum()) if query.unreadable or gallery.unreadable else 0,
+        tta=tta,
     )
 
 

@@ -28,6 +28,25 @@ def test_evaluate(run, tiny_bundle, market, tmp_path):
     assert "rank-1" in run("info", copy)[1]
 
 
+def test_flip_is_recorded_beside_the_plain_measurement(run, tiny_bundle, market, tmp_path):
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy.reid")
+    for options in ([], ["--tta", "flip"], ["--tta", "flip", "--json", tmp_path / "a.json"]):
+        status, out, _ = run("evaluate", copy, "--data", market, "--record", *options)
+        assert status == 0
+        assert ("flip" if options else "none") in out
+    plain, flipped = open_bundle(copy).manifest.accuracy
+    assert (plain.tta, flipped.tta) == ("none", "flip")
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["tta"], report["mAP"]) == ("flip", flipped.mAP)
+    assert plain.mAP != flipped.mAP  # noise differs from its mirror image
+
+
+def test_an_unknown_augmentation(run, tiny_bundle, market):
+    status, _, err = run("evaluate", tiny_bundle, "--data", market, "--tta", "flop")
+    assert status == 2
+    assert "'flop' is not one of 'none', 'flip'" in err
+
+
 def test_evaluate_names_an_unreadable_picture(run, tiny_bundle, market, tmp_path):
     copy = shutil.copytree(market, tmp_path / "market")
     broken = copy / "query" / "0004_c1s1_000000_00.jpg"

@@ -9,8 +9,9 @@ from PIL import Image
 
 import reidkit
 from reidkit.deploy import bench as bench_module
-from reidkit.deploy.bench import BATCHES, Latency, bench
+from reidkit.deploy.bench import BATCHES, bench, machine
 from reidkit.errors import ConfigError, ImageError
+from reidkit.manifest import Latency
 from reidkit.types import EmbedderSpec, InputSpec
 
 SPEC = EmbedderSpec(InputSpec(8, 4), 2, False, None, "fake", "float16", "cuda:3")
@@ -60,6 +61,7 @@ def test_two_rows_a_batch_size_first_without_then_with_decoding():
     assert [(row.batch, row.decode) for row in rows] == [(3, False), (3, True), (1, False), (1, True)]
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert {(row.runtime, row.precision, row.device) for row in rows} == {("fake", "float16", "cuda:3")}
+    assert {row.machine for row in rows} == {machine("cuda:3")}
     for row in rows:
         assert row.runs == 5
         assert 0 < row.median_ms <= row.p90_ms
@@ -77,7 +79,7 @@ def test_the_figures_by_hand(clock):
     engine = slow_engine(clock, [9.0, 9.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.01])
     row = bench(engine, batches=[4], seconds=1.0)[0]
     # The two of the warm-up do not count; 0.1 to 0.5 s are five runs and more than a second.
-    expected = Latency("fake", "float16", "cuda:3", 4, False, 300.0, 460.0, 4 / 0.3, 5)
+    expected = Latency("fake", "float16", "cuda:3", "a card", 4, False, 300.0, 460.0, 4 / 0.3, 5)
     assert (row.runtime, row.batch, row.decode, row.runs) == ("fake", 4, False, 5)
     assert row.median_ms == pytest.approx(expected.median_ms)
     assert row.p90_ms == pytest.approx(expected.p90_ms)
@@ -156,3 +158,46 @@ def test_a_fixed_batch_is_timed_at_any_size(tiny_bundle):
 
 def test_the_usual_batches():
     assert BATCHES == (1, 4, 16, 64)
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """A machine of two cores, of which one is ours; cards are put into it."""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some  Xeon(R): v2\n\nmodel name\t: another\n")
+    monkeypatch.setattr(bench_module, "_PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(bench_module, "_NVIDIA", tmp_path / "gpus")
+    monkeypatch.setattr(bench_module, "available_cores", lambda: 1)
+    monkeypatch.setattr(bench_module.os, "cpu_count", lambda: 2)
+
+    def put(*cards):
+        for number, card in enumerate(cards):
+            folder = tmp_path / "gpus" / f"0000:0{number}:00.0"
+            folder.mkdir(parents=True)
+            (folder / "information").write_text(f"Model: \t\t {card}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-1\n")
+
+    return put
+
+
+def test_the_machine_is_its_processor_and_cores(host):
+    host("NVIDIA H100")
+    for device in ("cpu", "gpu", "npu"):
+        assert machine(device) == "Some Xeon(R): v2, 1 of 2 cores"
+
+
+def test_a_card_is_named_with_its_host(host):
+    host("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3")
+    assert machine("cuda") == "NVIDIA H100 80GB HBM3; Some Xeon(R): v2, 1 of 2 cores"
+
+
+def test_of_unlike_cards_none_is_guessed(host):
+    host("Tesla T4", "NVIDIA A100")
+    assert machine("cuda:1") == "NVIDIA A100 or Tesla T4; Some Xeon(R): v2, 1 of 2 cores"
+
+
+def test_a_machine_that_does_not_say_what_it_is(host, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").unlink()
+    monkeypatch.setattr(bench_module.platform, "processor", lambda: "")
+    monkeypatch.setattr(bench_module.platform, "machine", lambda: "riscv64")
+    assert machine("cuda") == "riscv64, 1 of 2 cores"
+    monkeypatch.setattr(bench_module.platform, "machine", lambda: "")
+    assert machine("cpu") == "unknown processor, 1 of 2 cores"

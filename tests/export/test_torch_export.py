@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 import reidkit
-from reidkit.architecture import ResNetSpec
-from reidkit.bundle import Provenance, open_bundle
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
+from reidkit.bundle import open_bundle
 from reidkit.errors import BundleError, ModelError, OutputError
 from reidkit.export.torch_export import OPSET, export_checkpoint, export_model
-from reidkit.models.checkpoint import CheckpointFacts, architecture_of, load_deployed, save_checkpoint
+from reidkit.manifest import Provenance
+from reidkit.models.checkpoint import CheckpointFacts, load_deployed, save_checkpoint
 from reidkit.models.model import EmbeddingModel
 from reidkit.types import InputSpec
 
@@ -36,7 +37,7 @@ def model(tiny_bundle):
 
 
 def facts_of(model, spec=None, **changes):
-    return CheckpointFacts(architecture_of(model), spec or InputSpec(32, 16), "person", Provenance(**changes))
+    return CheckpointFacts(model.spec, spec or InputSpec(32, 16), "person", Provenance(**changes))
 
 
 def test_the_bundle_opens_and_says_what_it_is(tiny_bundle):
@@ -44,8 +45,9 @@ def test_the_bundle_opens_and_says_what_it_is(tiny_bundle):
     assert (manifest.name, manifest.task, manifest.licence) == ("tiny", "person", "unknown")
     assert (manifest.embedding.dim, manifest.embedding.normalized, manifest.batch) == (512, False, None)
     assert manifest.precision == "float32"
-    assert manifest.architecture is not None
-    assert manifest.architecture.family == "resnet"
+    assert manifest.architecture == ModelSpec()
+    assert manifest.cost is not None
+    assert manifest.cost.parameters == sum(p.numel() for p in load_deployed(open_bundle(tiny_bundle)).parameters())
     assert sorted(manifest.files) == ["golden.npz", "model.onnx", "weights.safetensors"]
 
 
@@ -122,7 +124,7 @@ def test_no_note_is_left_in_the_graph(graph):
 def test_the_weights_are_the_models_and_hold_no_classifier(tiny_bundle):
     bundle = open_bundle(tiny_bundle)
     torch.manual_seed(0)
-    wanted = EmbeddingModel(ResNetSpec()).state_dict()
+    wanted = EmbeddingModel(ModelSpec()).state_dict()
     weights = load_file(bundle.weights)
     assert {name: tensor.shape for name, tensor in weights.items()} == {n: t.shape for n, t in wanted.items()}
     assert torch.equal(weights["backbone.conv1.weight"], wanted["backbone.conv1.weight"])
@@ -142,7 +144,7 @@ def test_the_same_weights_give_the_same_graph_and_the_model_is_left_alone(model,
 
 @pytest.mark.slow
 def test_a_checkpoint_becomes_a_bundle(tiny_bundle, tmp_path, capfd):
-    spec = ResNetSpec(last_stride=2, gem_learned=True, gem_p=2.5, ibn="none")
+    spec = ModelSpec(ResNetSpec(last_stride=2, ibn="none"), HeadSpec(gem_learned=True, gem_p=2.5))
     model = EmbeddingModel(spec, identities=5).eval()
     run = tmp_path / "run"
     save_checkpoint(run / "model.safetensors", model, facts_of(model, InputSpec(41, 27, color="bgr"), dataset="d"))
@@ -178,7 +180,7 @@ def test_golden_embeddings_are_what_the_network_gives(tiny_bundle):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path, value):
-    model = EmbeddingModel(ResNetSpec())
+    model = EmbeddingModel(ModelSpec())
     with torch.no_grad():
         model.backbone.layer4[1].bn2.weight[3] = value
     with pytest.raises(ModelError, match=r"gives values that are not finite\n  expected: finite embeddings\n  to do"):

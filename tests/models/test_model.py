@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from reidkit.architecture import ResNetSpec
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
 from reidkit.models.model import DeployedModel, EmbeddingModel, Preprocess
 from reidkit.types import InputSpec
 
@@ -97,26 +97,26 @@ def relative_error(got, expected):
 @pytest.mark.parametrize(
     ("spec", "size"),
     [
-        (ResNetSpec(), (32, 16)),
-        (ResNetSpec(last_stride=2, gem_learned=True, gem_p=2.2), (35, 19)),
-        (ResNetSpec(ibn="none", pooling="average"), (41, 27)),
-        (ResNetSpec(ibn="none", pooling="max", last_stride=2), (8, 8)),
+        (ModelSpec(), (32, 16)),
+        (ModelSpec(ResNetSpec(last_stride=2), HeadSpec(gem_learned=True, gem_p=2.2)), (35, 19)),
+        (ModelSpec(ResNetSpec(ibn="none"), HeadSpec(pooling="average")), (41, 27)),
+        (ModelSpec(ResNetSpec(ibn="none", last_stride=2), HeadSpec(pooling="max")), (8, 8)),
     ],
 )
 def test_the_whole_network_by_hand(spec, size):
     model = randomised(spec)
     x = np.random.default_rng(3).normal(0, 1, (2, 3, *size))
-    pool = POOLS[spec.pooling] if spec.pooling != "gem" else lambda x: gem(x, spec.gem_p)
+    pool = POOLS[spec.head.pooling] if spec.head.pooling != "gem" else lambda x: gem(x, spec.head.gem_p)
     with torch.inference_mode():
         got = model(torch.from_numpy(x).float()).numpy()
-    assert relative_error(got, ByHand(model).embed(x, spec.last_stride, pool)) < 1e-4
+    assert relative_error(got, ByHand(model).embed(x, spec.backbone.last_stride, pool)) < 1e-4
     lengths = np.linalg.norm(got, axis=1)
     assert np.abs(lengths - 1).min() > 0.5  # not normalised
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 def test_from_pixels_to_embedding_by_hand(color):
-    model = randomised(ResNetSpec(), seed=4)
+    model = randomised(ModelSpec(), seed=4)
     spec = InputSpec(32, 16, color=color)
     crops = np.random.default_rng(5).integers(0, 256, (3, 32, 16, 3), dtype=np.uint8)
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def test_from_pixels_to_embedding_by_hand(color):
 
 
 def test_in_training_the_metric_loss_sees_the_embedding_before_the_neck_and_the_classifier_after_it():
-    model = randomised(ResNetSpec(), identities=5)  # in evaluation mode: dropped or batch statistics play no part
+    model = randomised(ModelSpec(), identities=5)  # in evaluation mode: dropped or batch statistics play no part
     x = torch.from_numpy(np.random.default_rng(6).normal(0, 1, (2, 3, 32, 16))).float()
     with torch.inference_mode():
         before, logits = model.training_outputs(x)

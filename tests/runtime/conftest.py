@@ -6,7 +6,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from reidkit.bundle import Architecture, Bundle, Embedding, Golden, Manifest, write_bundle
+from reidkit.architecture import ModelSpec
+from reidkit.bundle import Bundle, Golden, write_bundle
+from reidkit.manifest import Embedding, Manifest
 from reidkit.types import InputSpec
 
 MakeBundle = Callable[..., Bundle]
@@ -45,7 +47,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
                 InputSpec(4, 2),
                 Embedding(3),
                 batch=batch,
-                architecture=None if weights is None else Architecture("resnet", {}),
+                architecture=None if weights is None else ModelSpec(),
             ),
             model=mean_color_graph(4, 2, batch) if model is None else model,
             golden=Golden(crops, crops.mean(axis=(1, 2)).astype(np.float32)),

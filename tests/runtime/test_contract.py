@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditions import as_installed
-from reidkit.bundle import Embedding, Manifest
 from reidkit.errors import InputError
+from reidkit.manifest import Embedding, Manifest
 from reidkit.runtime.contract import check_crops, run_in_batches, spec_of
 from reidkit.types import EmbedderSpec, InputSpec
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reidkit.architecture import ResNetSpec
+from reidkit.architecture import HeadSpec, ModelSpec
 from reidkit.errors import DataError, ImageError, OutputError, RuntimeMissing, TrainingError
 from reidkit.models.checkpoint import load_checkpoint
 from reidkit.models.model import EmbeddingModel, Preprocess
@@ -172,7 +172,7 @@ def test_the_losses_and_the_weights_are_what_the_recipe_says(split, tmp_path):
 
 
 def test_biases_and_norms_do_not_decay_and_the_neck_bias_is_not_trained():
-    model = EmbeddingModel(ResNetSpec(gem_learned=True), identities=3)
+    model = EmbeddingModel(ModelSpec(head=HeadSpec(gem_learned=True)), identities=3)
     decayed, kept = loop._decayed(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reidkit.architecture import ResNetSpec
+from reidkit.architecture import CATALOGUE, HeadSpec, ModelSpec, ResNetSpec
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError
 from reidkit.train.recipe import Augment, Batches, Loss, Optim, Recipe, load_recipe
@@ -16,7 +16,9 @@ from reidkit.types import InputSpec
 def test_the_baseline_recipe():
     recipe = load_recipe("baseline")
     assert recipe.input == InputSpec(256, 128)
-    assert recipe.model == ResNetSpec(depth=18, ibn="a", last_stride=1, pooling="gem", gem_p=3.0, gem_learned=False)
+    assert recipe.model == ModelSpec(
+        ResNetSpec(depth=18, ibn="a", last_stride=1), HeadSpec(pooling="gem", gem_p=3.0, gem_learned=False)
+    )
     assert (recipe.batches.identities, recipe.batches.crops) == (16, 4)
     assert (recipe.optim.epochs, recipe.optim.lr, recipe.optim.warmup_epochs) == (120.0, 7e-4, 10.0)
     assert (recipe.loss.label_smoothing, recipe.loss.margin) == (0.1, 0.3)
@@ -55,12 +57,16 @@ def test_a_file_that_is_no_toml(tmp_path):
 def test_a_file_by_path_and_by_text(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
-        'seed = 3\namp = "off"\n[optim]\nepochs = 2\n[loss]\nmargin = "soft"\n[model]\ngem_learned = true\n'
+        'seed = 3\namp = "off"\n[optim]\nepochs = 2\n[loss]\nmargin = "soft"\n[model.head]\ngem_learned = true\n'
     )
     recipe = load_recipe(path)
     assert recipe == load_recipe(str(path))
     assert recipe == Recipe(
-        seed=3, amp="off", optim=Optim(epochs=2.0), loss=Loss(margin="soft"), model=ResNetSpec(gem_learned=True)
+        seed=3,
+        amp="off",
+        optim=Optim(epochs=2.0),
+        loss=Loss(margin="soft"),
+        model=ModelSpec(head=HeadSpec(gem_learned=True)),
     )
 
 
@@ -74,7 +80,7 @@ def test_a_file_by_path_and_by_text(tmp_path):
         ("sed = 1", r"Unknown key 'sed'[\s\S]*did you mean 'seed'"),
         ("[augment]\nerasing = 0.5", r"Unknown key 'augment\.erasing'[\s\S]*did you mean 'erase'"),
         ("[batches]\ncrops = 4.5", r"batches\.crops has the wrong type\n  got: 4\.5 \(float\)\n  expected: int"),
-        ("[model]\ngem_learned = 1", r"model\.gem_learned has the wrong type"),
+        ("[model.head]\ngem_learned = 1", r"model\.head\.gem_learned has the wrong type"),
         ('amp = "float16"', r"amp: 'float16'[\s\S]*one of auto, off, bfloat16"),
         ("optim = 5", r"optim has the wrong type\n  got: 5 \(int\)\n  expected: a table"),
         ('[loss]\nmargin = "none"', r"loss\.margin: 'none'[\s\S]*soft"),
@@ -141,3 +147,17 @@ def test_the_borders_are_in_range():
 def test_a_recipe_survives_the_manifest():
     recipe = load_recipe("demo", overrides=["loss.margin=soft", "seed=5"])
     assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+def test_a_named_network_takes_the_place_of_the_recipes():
+    recipe = load_recipe("demo", model="osnet-x0.25", overrides=["model.head.relu=false", "seed=4"])
+    named = CATALOGUE["osnet-x0.25"]
+    assert recipe.model == ModelSpec(named.backbone, replace(named.head, relu=False))
+    assert (recipe.seed, recipe.optim) == (4, load_recipe("demo").optim)
+    with pytest.raises(ConfigError, match=r"Unknown model 'osnet-x0\.2'"):
+        load_recipe("demo", model="osnet-x0.2")
+
+
+def test_mgn_is_not_trained_here():
+    with pytest.raises(ConfigError, match="MGN cannot be trained here yet, only loaded"):
+        load_recipe("baseline", model="mgn-r50-ibn")

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 import reidkit
-from reidkit.cli import bench, data, demo, embed, evaluate, export, import_model, info, search, train, verify
+from reidkit.cli import (
+    bench,
+    card,
+    data,
+    demo,
+    embed,
+    evaluate,
+    export,
+    import_model,
+    info,
+    models,
+    search,
+    train,
+    verify,
+)
 from reidkit.cli.console import show_error, warn
 from reidkit.errors import ReidkitError, RuntimeMissing
 
@@ -27,7 +41,10 @@ _EXTRAS = {
     "onnxscript": "train",
     "openvino": "openvino",
     "pyarrow": "parquet",
+    "timm": "timm",
     "torch": "train",
+    "torchvision": "timm",
+    "yaml": "train",
 }
 """The extra that installs each library that a command may find missing."""
 
@@ -42,6 +59,7 @@ def _root(
 
 
 app.command("demo")(demo.demo)
+app.command("models")(models.models)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("export")(export.export)
@@ -50,6 +68,7 @@ app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("card")(card.card)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 

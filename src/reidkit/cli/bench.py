@@ -1,8 +1,6 @@
 """`reid bench`: how fast a model is, here."""
 
 import csv
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,13 +9,13 @@ from typing import Annotated
 import typer
 
 from reidkit.atomic import output_file
-from reidkit.bundle import open_bundle
+from reidkit.bundle import open_bundle, record_latency
 from reidkit.cli import console, options
 from reidkit.cli.pictures import picture_files
-from reidkit.deploy.bench import BATCHES, Latency
+from reidkit.deploy.bench import BATCHES
 from reidkit.deploy.bench import bench as measure
 from reidkit.errors import RuntimeMissing
-from reidkit.imaging import available_cores
+from reidkit.manifest import Latency
 from reidkit.runtime import ENGINES, installed, load
 
 
@@ -34,6 +32,7 @@ def bench(
     device: options.Device = "cpu",
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the rows into the bundle's manifest.")] = False,
 ) -> list[Latency]:
     """Time each engine at several batch sizes, with and without decoding and resizing."""
     opened = open_bundle(bundle)
@@ -56,6 +55,8 @@ def bench(
             "No engine here can run this bundle", got=f"device {device}", fix="install one: reidkit[onnx]"
         )
     _print(rows)
+    if record:
+        record_latency(opened, rows)
     if csv_file is not None:
         _write_csv(csv_file, rows)
     if plot is not None and draw is not None:
@@ -71,9 +72,17 @@ def _plotter() -> Callable[[Path, list[Latency]], None]:
 
 
 def _print(rows: list[Latency]) -> None:
-    title = f"{platform.processor() or platform.machine()}, {available_cores()} of {os.cpu_count()} cores"
     table = console.table(
-        title, "runtime", "precision", "decode", "batch", "median ms", "p90 ms", "images/s", "runs", numbers=5
+        rows[0].machine,  # all rows ran on one device
+        "runtime",
+        "precision",
+        "decode",
+        "batch",
+        "median ms",
+        "p90 ms",
+        "images/s",
+        "runs",
+        numbers=5,
     )
     for row in rows:
         numbers = (f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.images_per_second:.1f}", str(row.runs))

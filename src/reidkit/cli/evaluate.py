@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from reidkit.atomic import output_file
-from reidkit.bundle import Accuracy, open_bundle, record_accuracy
+from reidkit.bundle import open_bundle, record_accuracy
 from reidkit.cli import console, options
 from reidkit.data import load_split
 from reidkit.errors import DataError
 from reidkit.evaluate import PROTOCOL, RANKS, Report, embed_split, rank_embedded
+from reidkit.manifest import Accuracy, Tta
 from reidkit.runtime import load
+from reidkit.runtime.flip import with_tta
 from reidkit.types import EmbedderSpec
 
 
@@ -23,6 +25,9 @@ def evaluate(
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = "cpu",
     metric: options.MetricName = "cosine",
+    tta: Annotated[
+        Tta, typer.Option("--tta", help="Test-time augmentation: flip embeds each crop and its mirror image.")
+    ] = "none",
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     skip_unreadable: options.SkipUnreadable = False,
@@ -41,7 +46,7 @@ def evaluate(
     with nullcontext() if json_file is None else output_file(json_file) as temporary:
         with console.progress_bar("embedding") as progress:
             query, gallery = embed_split(
-                embedder,
+                with_tta(embedder, tta),
                 split,
                 batch_size=batch,
                 threads=threads,
@@ -51,7 +56,9 @@ def evaluate(
         console.warn_unreadable((*query.unreadable, *gallery.unreadable))
         engine = embedder.spec.runtime
         with console.progress_bar("ranking") as progress:
-            report = rank_embedded(query, gallery, split=split, metric=metric, runtime=engine, progress=progress)
+            report = rank_embedded(
+                query, gallery, split=split, metric=metric, runtime=engine, tta=tta, progress=progress
+            )
         if temporary is not None:
             temporary.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     _print(report)
@@ -64,9 +71,11 @@ def evaluate(
 def _print(report: Report) -> None:
     ranking = report.ranking
     ranks = [f"rank-{rank}" for rank in RANKS]
-    table = console.table(None, "data", "runtime", *ranks, "mAP", "mINP", numbers=len(ranks) + 2)
+    table = console.table(None, "data", "runtime", "tta", *ranks, "mAP", "mINP", numbers=len(ranks) + 2)
     values = [*(ranking.cmc(rank) for rank in RANKS), ranking.mean_ap, ranking.mean_inp]
-    table.add_row(console.escape(report.dataset), report.runtime, *(f"{100 * value:.2f}" for value in values))
+    table.add_row(
+        console.escape(report.dataset), report.runtime, report.tta, *(f"{100 * value:.2f}" for value in values)
+    )
     console.out.print(table)
     text = (
         f"{report.valid} of {report.queries} queries are valid; {report.unmatched} without a match from another camera"
@@ -103,4 +112,5 @@ def _accuracy(report: Report, spec: EmbedderSpec) -> Accuracy:
         mINP=ranking.mean_inp,
         queries=report.valid,
         gallery=report.gallery,
+        tta=report.tta,
     )

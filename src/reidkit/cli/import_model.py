@@ -1,54 +1,115 @@
-"""`reid import`: anyone's model becomes a bundle. One verb for all, by suffix."""
+"""`reid import`: anyone's model becomes a bundle. One verb for all: the file says what it is."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from reidkit.bundle import LicenceClass
 from reidkit.cli import console, options
-from reidkit.errors import ConfigError, ModelError
+from reidkit.errors import ConfigError
+from reidkit.manifest import LicenceClass
 from reidkit.types import ColorOrder, InputSpec, ResizeFilter, Task
+
+_List = list[str] | None
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(help="The model: FILE.onnx.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint (fast-reid, torchreid, torchvision, timm), FILE.wts, or FILE.onnx."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The bundle to write: NAME.reid.")],
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops (default: what the graph says).")
+    config: Annotated[Path | None, typer.Option("--config", help="Checkpoint: fast-reid's config.yaml.")] = None,
+    dialect: Annotated[
+        str | None, typer.Option("--dialect", help="Checkpoint: who wrote it (default: found out and said).")
     ] = None,
-    color: Annotated[ColorOrder, typer.Option("--color", help="Order of channels it was trained with.")] = "rgb",
-    scale: Annotated[float, typer.Option("--scale", help="Divisor of the 0 to 255 pixel values.")] = 255.0,
+    overrides: Annotated[
+        _List,
+        typer.Option("--set", metavar="NAME=VALUE", help="Checkpoint: change what was found: backbone.max_pool=pad."),
+    ] = None,
+    allow_missing: Annotated[
+        _List, typer.Option("--allow-missing", metavar="NAME", help="Checkpoint: weights that may be missing.")
+    ] = None,
+    allow_unexpected: Annotated[
+        _List, typer.Option("--allow-unexpected", metavar="NAME", help="Checkpoint: weights that are to be dropped.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option("--architecture", help="ONNX: rebuild this network of `reid models` with its weights.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops (default: what the file says).")
+    ] = None,
+    color: Annotated[ColorOrder | None, typer.Option("--color", help="Its order of channels (ONNX: rgb).")] = None,
+    scale: Annotated[float | None, typer.Option("--scale", help="Divisor of 0 to 255 pixels (ONNX: 255).")] = None,
     mean: Annotated[
-        str, typer.Option("--mean", metavar="A,B,C", help="In its own channel order.")
-    ] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option("--std", metavar="A,B,C", help="In its own channel order.")] = "0.229,0.224,0.225",
-    resize: Annotated[ResizeFilter, typer.Option("--resize", help="Filter its crops were resized with.")] = "bilinear",
-    output: Annotated[str | None, typer.Option("--output", help="Name of the output, where it has several.")] = None,
+        str | None, typer.Option("--mean", metavar="A,B,C", help="In its own channel order (ONNX: ImageNet's).")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option("--std", metavar="A,B,C", help="In its own channel order (ONNX: ImageNet's).")
+    ] = None,
+    resize: Annotated[
+        ResizeFilter | None, typer.Option("--resize", help="Filter its crops were resized with (ONNX: bilinear).")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="ONNX: name of the output, of several.")] = None,
     layout: Annotated[
-        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Of its input (default: what the graph says).")
+        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="ONNX: of its input (default: what it says).")
     ] = None,
     task: Annotated[Task, typer.Option("--task", help="What it tells apart.")] = "person",
     licence: Annotated[LicenceClass, typer.Option("--licence", help="Class of licence of the weights.")] = "unknown",
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Take a foreign model into a bundle, with its pre-processing inside the graph."""
-    if file.suffix.lower() != ".onnx":
-        raise ModelError(
-            f"Cannot tell what {file.name} is",
-            got=file.suffix or "no suffix",
-            expected=".onnx",
-            fix="export it to ONNX",
+    """Take a foreign model into a bundle, with its pre-processing inside the graph; every weight is accounted for."""
+    pixels = _pixels(color, scale, mean, std, resize)
+    if file.suffix.lower() == ".onnx" and architecture is None:
+        _refuse("an ONNX graph", config=config, dialect=dialect, set=overrides)
+        _refuse("an ONNX graph", allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+        _import_graph(file, out, size, pixels, output=output, layout=layout, task=task, licence=licence, over=overwrite)
+        return
+    _refuse("a checkpoint", output=output, layout=layout)
+    from reidkit.export.foreign_checkpoint import import_checkpoint
+
+    if size is not None:
+        pixels["height"], pixels["width"] = options.parse_size(size)
+    stated = [f"input.{name}={_toml(value)}" for name, value in pixels.items()]
+    with console.spinner("importing"):
+        imported = import_checkpoint(
+            file,
+            out,
+            config=config,
+            dialect=dialect,
+            architecture=architecture,
+            overrides=[*stated, *(overrides or ())],
+            allow_missing=allow_missing or (),
+            allow_unexpected=allow_unexpected or (),
+            task=task,
+            licence=licence,
+            overwrite=overwrite,
         )
+    for finding in imported.findings:
+        console.say(f"found: {finding}")
+    for assumption in imported.assumptions:
+        console.say(f"assumed: {assumption}")
+    console.say(f"wrote {imported.bundle.path}")
+
+
+def _import_graph(
+    file: Path,
+    out: Path,
+    size: str | None,
+    pixels: dict[str, Any],
+    *,
+    output: str | None,
+    layout: Literal["nchw", "nhwc"] | None,
+    task: Task,
+    licence: LicenceClass,
+    over: bool,
+) -> None:
     from reidkit.deploy.foreign_onnx import graph_input_size, import_onnx
 
-    stated = _size(size) if size is not None else graph_input_size(file, layout=layout)
+    stated = options.parse_size(size) if size is not None else graph_input_size(file, layout=layout)
     if stated is None:
         raise ConfigError(f"{file.name} takes crops of any size", fix="say which: --size 256x128 (height x width)")
-    height, width = stated
-    spec = InputSpec(
-        height, width, resize=resize, color=color, scale=scale, mean=_triple("--mean", mean), std=_triple("--std", std)
-    )
+    spec = InputSpec(*stated, **({"resize": "bilinear"} | pixels))
     with console.progress_bar("importing") as progress:
         imported = import_onnx(
             file,
@@ -58,7 +119,7 @@ def import_model(
             licence=licence,
             output=output,
             layout=layout,
-            overwrite=overwrite,
+            overwrite=over,
             progress=progress,
         )
     for note in imported.notes:
@@ -66,11 +127,28 @@ def import_model(
     console.say(f"wrote {imported.bundle.path}")
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, separator, width = text.lower().partition("x")
-    if not separator or not (height.isdecimal() and width.isdecimal()):
-        raise ConfigError("Cannot read --size", got=text, expected="HEIGHTxWIDTH, such as 256x128")
-    return int(height), int(width)
+def _pixels(
+    color: ColorOrder | None, scale: float | None, mean: str | None, std: str | None, resize: ResizeFilter | None
+) -> dict[str, Any]:
+    """What was said about the input, by the names of `InputSpec`."""
+    said = {
+        "color": color,
+        "scale": scale,
+        "mean": None if mean is None else _triple("--mean", mean),
+        "std": None if std is None else _triple("--std", std),
+        "resize": resize,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _refuse(what: str, **given: object) -> None:
+    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)} says nothing about {what}", fix="leave it out")
+
+
+def _toml(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _triple(name: str, text: str) -> tuple[float, float, float]:

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from reidkit.architecture import in_words
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.config import to_dict
+from reidkit.manifest import Manifest
 
 
 def info(
@@ -35,11 +37,12 @@ def _print(bundle: Bundle) -> None:
         "inside the graph": f"(pixel / {spec.scale:g} - {list(spec.mean)}) / {list(spec.std)}",
         "embedding": f"{embedding.dim}-d, " + ("unit length" if embedding.normalized else "not normalised"),
         "batch": "any" if manifest.batch is None else f"always {manifest.batch}",
-        "architecture": unknown
-        if manifest.architecture is None
-        else " ".join([manifest.architecture.family, *(f"{k}={v}" for k, v in manifest.architecture.options.items())]),
+        "architecture": unknown if manifest.architecture is None else in_words(manifest.architecture),
+        "cost": _cost(manifest),
         "licence": manifest.licence,
         "made from": origin.source or unknown,
+        "written as": origin.dialect or unknown,
+        "assumed": "\n".join(origin.assumptions) or "nothing",
         "framework": origin.framework or unknown,
         "trained on": origin.dataset or unknown,
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
@@ -52,9 +55,20 @@ def _print(bundle: Bundle) -> None:
             Text(
                 f"{measured.dataset}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
                 f"mINP {measured.mINP:.2%} over {measured.queries} queries"
+                + ("" if measured.tta == "none" else f", with {measured.tta} TTA")
             ),
         )
+    if manifest.latency:
+        table.add_row("timed", f"{len(manifest.latency)} rows; `reid card` shows them")
     for name, digest in manifest.files.items():
         size = (bundle.path / name).stat().st_size
         table.add_row(name, f"{size:,} bytes, sha256 {digest[:16]}…")
     console.out.print(table)
+
+
+def _cost(manifest: Manifest) -> str:
+    if manifest.cost is None:
+        return "not known"
+    flops = manifest.cost.multiply_adds
+    text = "multiply-adds not known" if flops is None else f"{flops / 1e9:.2f} G multiply-adds a crop"
+    return f"{manifest.cost.parameters:,} parameters, {text}"

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from reidkit.errors import unknown_name
+from reidkit.errors import ConfigError, unknown_name
 from reidkit.metrics.distance import Metric
 from reidkit.runtime import RuntimeName
 
@@ -41,3 +41,15 @@ def each_of(known: Iterable[T], values: Sequence[str], *, what: str) -> list[T]:
         if value not in by_name:
             raise unknown_name(what, value, by_name)
     return [by_name[value] for value in values]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a `--size`.
+
+    Raises:
+        ConfigError: not two numbers with an x between.
+    """
+    height, separator, width = text.lower().partition("x")
+    if not separator or not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError("Cannot read --size", got=text, expected="HEIGHTxWIDTH, such as 256x128")
+    return int(height), int(width)

@@ -18,10 +18,16 @@ def train(
     data: options.DataRoot,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run: model.safetensors and log.csv.")],
     recipe: Annotated[str, typer.Option("--recipe", help="baseline, demo, or a TOML file.")] = "baseline",
+    model: Annotated[
+        str | None, typer.Option("--model", help="A network of `reid models` in place of the recipe's: osnet-x0.25.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change the recipe: --set optim.epochs=20.")
     ] = None,
     task: Annotated[Task, typer.Option("--task", help="What the identities are.")] = "person",
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from the backbone of anyone's checkpoint, of the same network.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     overwrite: options.Overwrite = False,
     data_format: options.DataFormat = None,
@@ -31,7 +37,7 @@ def train(
     from reidkit.train.loop import train as run_training
     from reidkit.train.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides=overrides or ())
+    loaded = load_recipe(recipe, model=model, overrides=overrides or ())
     split = load_split(data, data_format, variant=variant)
     columns = (
         TextColumn("{task.description}"),
@@ -57,7 +63,15 @@ def train(
                 console.err.print(f"step {report.step}/{report.steps}  {state}", highlight=False)
 
         result = run_training(
-            split, loaded, out, device=device, task=task, overwrite=overwrite, on_decode=on_decode, on_step=on_step
+            split,
+            loaded,
+            out,
+            device=device,
+            task=task,
+            init=init,
+            overwrite=overwrite,
+            on_decode=on_decode,
+            on_step=on_step,
         )
     console.say(
         f"trained on {result.crops} crops of {result.identities} identities: {result.steps} steps in "

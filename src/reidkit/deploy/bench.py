@@ -1,10 +1,11 @@
 """Latency of a bundle on an engine, with and without decoding and resizing."""
 
 import itertools
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -15,32 +16,13 @@ from PIL import Image
 from reidkit.errors import ConfigError
 from reidkit.golden import golden_crops
 from reidkit.imaging import available_cores, load_crop
+from reidkit.manifest import Latency
 from reidkit.types import Embedder, Progress, no_progress
 
 BATCHES = (1, 4, 16, 64)
 
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """One row of the table.
-
-    Attributes:
-        decode: whether the time includes reading, decoding and resizing the batch's JPEG files in threads.
-        median_ms: wall time of one batch, milliseconds.
-        p90_ms: nine of ten batches are at least this fast.
-        images_per_second: batch over median; decoding and engine take turns here, in `embed_files` they overlap.
-        runs: batches that were timed.
-    """
-
-    runtime: str
-    precision: str
-    device: str
-    batch: int
-    decode: bool
-    median_ms: float
-    p90_ms: float
-    images_per_second: float
-    runs: int
+_PROCESSOR = Path("/proc/cpuinfo")
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 def bench(
@@ -84,6 +66,34 @@ def bench(
     return rows
 
 
+def machine(device: str) -> str:
+    """What a device is part of: processor and cores, and the graphics card in front where it is known by name.
+
+    Args:
+        device: in an engine's own words: "cpu", "cuda:0", "gpu", "npu".
+    """
+    processor = f"{_processor()}, {available_cores()} of {os.cpu_count()} cores"
+    if not device.lower().startswith("cuda"):
+        return processor
+    # Which of several unlike cards a number means is CUDA's own affair: all of them are named.
+    cards = sorted({name for file in _NVIDIA.glob("*/information") if (name := _field(file, "Model"))})
+    return "; ".join([" or ".join(cards), processor]) if cards else processor
+
+
+def _processor() -> str:
+    return _field(_PROCESSOR, "model name") or platform.processor() or platform.machine() or "unknown processor"
+
+
+def _field(file: Path, name: str) -> str:
+    """The first value of a name in a file of `name : value` lines; empty where there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux, no driver, or not for us to read
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((" ".join(value.split()) for key, _, value in pairs if key.strip() == name), "")
+
+
 def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> Latency:
     spec = embedder.spec
     median = float(np.median(times))
@@ -91,6 +101,7 @@ def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> La
         runtime=spec.runtime,
         precision=spec.precision,
         device=spec.device,
+        machine=machine(spec.device),
         batch=batch,
         decode=decode,
         median_ms=median * 1e3,

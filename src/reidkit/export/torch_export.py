@@ -11,11 +11,13 @@ from pathlib import Path
 import onnx
 import torch
 
-from reidkit.bundle import Bundle, Embedding, Golden, LicenceClass, Manifest, check_place, file_sha256, write_bundle
+from reidkit.bundle import Bundle, Golden, check_place, file_sha256, write_bundle
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
+from reidkit.manifest import Embedding, LicenceClass, Manifest
 from reidkit.models.checkpoint import CheckpointFacts, deployed_weights, load_checkpoint
-from reidkit.models.model import DeployedModel, EmbeddingModel
+from reidkit.models.cost import model_cost
+from reidkit.models.model import DeployedModel, Network
 from reidkit.types import InputSpec
 
 OPSET = 18
@@ -60,7 +62,7 @@ def export_checkpoint(
 
 
 def export_model(
-    model: EmbeddingModel,
+    model: Network,
     facts: CheckpointFacts,
     out: Path | str,
     *,
@@ -93,6 +95,7 @@ def export_model(
         input=facts.input,
         embedding=Embedding(embeddings.shape[1]),
         architecture=facts.architecture,
+        cost=model_cost(facts.architecture, (facts.input.height, facts.input.width)),
         licence=licence,
         provenance=facts.provenance,
     )

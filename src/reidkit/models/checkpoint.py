@@ -9,47 +9,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from reidkit.architecture import ResNetSpec
+from reidkit.architecture import CLASSIFIERS, ModelSpec, read_model_spec
 from reidkit.atomic import output_file
-from reidkit.bundle import Architecture, Bundle, Provenance
+from reidkit.bundle import Bundle
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError, ModelError
-from reidkit.models.model import DeployedModel, EmbeddingModel
+from reidkit.manifest import Provenance
+from reidkit.models.fitting import misfit
+from reidkit.models.model import DeployedModel, Network, build_model
 from reidkit.types import InputSpec, Task
 
 _METADATA = "reidkit"
-_CLASSIFIER = "heads.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What a checkpoint says about its weights."""
 
-    architecture: Architecture
+    architecture: ModelSpec
     input: InputSpec
     task: Task
     provenance: Provenance
 
 
-def architecture_of(model: EmbeddingModel) -> Architecture:
-    """The manifest's entry for a model."""
-    return Architecture("resnet", to_dict(model.spec))
-
-
-def build_model(architecture: Architecture, *, identities: int | None = None) -> EmbeddingModel:
-    """Builds a known architecture with fresh weights.
-
-    Raises:
-        ConfigError: an unknown family or option.
-    """
-    match architecture.family:
-        case "resnet":
-            return EmbeddingModel(from_dict(ResNetSpec, architecture.options, where="options"), identities=identities)
-        case family:
-            raise ConfigError(f"Unknown architecture family {family!r}", expected="resnet", fix="update reidkit")
-
-
-def save_checkpoint(path: Path | str, model: EmbeddingModel, facts: CheckpointFacts) -> None:
+def save_checkpoint(path: Path | str, model: Network, facts: CheckpointFacts) -> None:
     """Writes weights and facts, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {_METADATA: json.dumps(to_dict(facts), sort_keys=True)}
@@ -57,7 +40,7 @@ def save_checkpoint(path: Path | str, model: EmbeddingModel, facts: CheckpointFa
         save_file(tensors, temporary, metadata)
 
 
-def load_checkpoint(path: Path | str) -> tuple[EmbeddingModel, CheckpointFacts]:
+def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
     """Builds the model that a checkpoint describes and loads its weights, all of them or none.
 
     Raises:
@@ -75,7 +58,7 @@ def load_checkpoint(path: Path | str) -> tuple[EmbeddingModel, CheckpointFacts]:
     if not isinstance(described, dict):
         raise ModelError(f"{path} does not say what it is", expected="a checkpoint written by `reid train`")
     try:
-        facts = from_dict(CheckpointFacts, described, where="checkpoint")
+        facts = read_facts(described)
         model = build_model(facts.architecture, identities=_identities(tensors))
     except ConfigError as error:
         raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
@@ -83,32 +66,37 @@ def load_checkpoint(path: Path | str) -> tuple[EmbeddingModel, CheckpointFacts]:
     return model.eval(), facts
 
 
+def read_facts(described: dict[str, Any]) -> CheckpointFacts:
+    """What a checkpoint of today or of reidkit's first schema says of itself.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value that cannot be.
+    """
+    if isinstance(described.get("architecture"), dict):
+        described = described | {"architecture": to_dict(read_model_spec(described["architecture"]))}
+    return from_dict(CheckpointFacts, described, where="checkpoint")
+
+
 def _identities(tensors: dict[str, torch.Tensor]) -> int | None:
     """Rows of the classifier; of one that is no table, or has no values, 1: `load_weights` then lists its shape."""
-    if _CLASSIFIER not in tensors:
+    names = sorted(CLASSIFIERS & tensors.keys())
+    if not names:
         return None
-    classifier = tensors[_CLASSIFIER]
+    classifier = tensors[names[0]]
     return len(classifier) if classifier.ndim == 2 and classifier.numel() > 0 else 1
 
 
-def load_weights(model: EmbeddingModel, tensors: dict[str, torch.Tensor], *, source: str) -> None:
+def load_weights(model: Network, tensors: dict[str, torch.Tensor], *, source: str) -> None:
     """Loads named weights into a model: every one, of the right shape and type, or none.
 
     Raises:
         ModelError: lists what is missing, unexpected and of another shape or type.
     """
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - wanted.keys())
-    both = sorted(wanted.keys() & tensors.keys())
-    shapes = [name for name in both if wanted[name].shape != tensors[name].shape]
-    types = [name for name in both if wanted[name].dtype != tensors[name].dtype]
-    if missing or unexpected or shapes or types:
-        groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": types}
-        got = "; ".join(
-            f"{len(v)} {k} ({', '.join(v[:4])}{', …' if len(v) > 4 else ''})" for k, v in groups.items() if v
+    faults = misfit(model.state_dict(), tensors)
+    if faults:
+        raise ModelError(
+            f"The weights of {source} do not fit the architecture", got=faults.describe(), expected="every tensor, once"
         )
-        raise ModelError(f"The weights of {source} do not fit the architecture", got=got, expected="every tensor, once")
     model.load_state_dict(tensors)
 
 
@@ -130,9 +118,11 @@ def load_deployed(bundle: Bundle) -> DeployedModel:
     return DeployedModel(model, manifest.input).eval()
 
 
-def deployed_weights(model: EmbeddingModel) -> bytes:
+def deployed_weights(model: Network) -> bytes:
     """The weights that a bundle carries, as a safetensors file: all but the classifier of the training identities."""
     tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name != _CLASSIFIER
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in CLASSIFIERS
     }
     return save(tensors)

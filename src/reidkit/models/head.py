@@ -1,11 +1,13 @@
 """From a feature map to an embedding: pooling, BNneck and, while training, the identity classifier."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidkit.architecture import Pooling, ResNetSpec
+from reidkit.architecture import HeadSpec
 
 
 class GeneralizedMean(nn.Module):
@@ -21,32 +23,58 @@ class GeneralizedMean(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
         """Pools over positions; values below 1e-6 count as 1e-6."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             powered = x.float().clamp(min=1e-6) ** self.p
             return powered.mean(dim=(2, 3), keepdim=True) ** (1.0 / self.p)
 
 
-class Head(nn.Module):
-    """Pooling and the BNneck: metric losses see the embedding before it, the classifier and the search after it.
+class AverageMax(nn.Module):
+    """The sum of the mean and the maximum over all positions."""
 
-    The neck is a batch normalisation whose bias stays 0. Source: Luo et al., "Bag of Tricks and a Strong Baseline for
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
+        """Pools over positions."""
+        return F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)
+
+
+class Head(nn.Module):
+    """Pooling, an optional embedding layer and the BNneck; the classifier and the search see what comes after it.
+
+    The neck is a batch normalisation whose bias stays 0 in training, and is kept as it is in weights that have one.
+    All of it runs in float32 whatever the autocast type. Source: Luo et al., "Bag of Tricks and a Strong Baseline for
     Deep Person Re-identification", CVPRW 2019.
+
+    Args:
+        spec: of the head.
+        inputs: channels of the feature map.
+        identities: number of classes of the classifier; None builds none.
+
+    Attributes:
+        dim: width of an embedding.
     """
 
-    def __init__(self, spec: ResNetSpec, identities: int | None) -> None:
+    def __init__(self, spec: HeadSpec, inputs: int, identities: int | None) -> None:
         super().__init__()
-        self.pool_layer = _pooling(spec.pooling, spec.gem_p, learned=spec.gem_learned)
-        neck = nn.BatchNorm2d(spec.dim)
-        neck.bias.requires_grad_(False)
-        self.bottleneck = nn.Sequential(neck)
-        self.weight = None if identities is None else nn.Parameter(torch.empty(identities, spec.dim))
+        self.dim = spec.embedding_dim or inputs
+        self.pool_layer = _pooling(spec)
+        layers: list[nn.Module] = []
+        if spec.embedding_dim:
+            layers.append(_embedding_layer(inputs, spec.embedding_dim, bias=spec.embedding_bias))
+        if spec.neck:
+            neck = nn.BatchNorm2d(self.dim)
+            neck.bias.requires_grad_(False)
+            layers.append(neck)
+        if spec.relu:
+            layers.append(nn.ReLU())
+        self.bottleneck = nn.Sequential(*layers)
+        self.weight = None if identities is None else nn.Parameter(torch.empty(identities, self.dim))
         if self.weight is not None:
             nn.init.normal_(self.weight, std=0.01)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
-        """Embeddings before and after the neck."""
-        pooled = self.pool_layer(x)
-        return pooled.flatten(1), self.bottleneck(pooled).flatten(1)
+    def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n dim"]]:
+        """The pooled features, for metric losses; and the embeddings."""
+        with _without_autocast(x.device):
+            pooled = self.pool_layer(x.float())
+            return pooled.flatten(1), self.bottleneck(pooled).flatten(1)
 
     def logits(self, embeddings: Float[Tensor, "n dim"]) -> Float[Tensor, "n identities"]:
         """Scores of each training identity, from embeddings after the neck."""
@@ -54,11 +82,28 @@ class Head(nn.Module):
         return F.linear(embeddings, self.weight)
 
 
-def _pooling(kind: Pooling, p: float, *, learned: bool) -> nn.Module:
-    match kind:
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    # Tensors without values, which tell shapes and costs, know no autocast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def _embedding_layer(inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 1, bias=bias)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _pooling(spec: HeadSpec) -> nn.Module:
+    match spec.pooling:
         case "average":
             return nn.AdaptiveAvgPool2d(1)
         case "max":
             return nn.AdaptiveMaxPool2d(1)
+        case "average+max":
+            return AverageMax()
         case "gem":
-            return GeneralizedMean(p, learned=learned)
+            return GeneralizedMean(spec.gem_p, learned=spec.gem_learned)
+        case "own":
+            return nn.Identity()

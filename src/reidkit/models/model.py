@@ -1,12 +1,17 @@
 """The whole network: picture in, embedding out; and the pre-processing that goes into the graph with it."""
 
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from reidkit.architecture import ResNetSpec
+from reidkit.architecture import ModelSpec, OSNetSpec, ResNetSpec, TimmSpec
 from reidkit.models.head import Head
+from reidkit.models.mgn import MGN
+from reidkit.models.osnet import OSNet
 from reidkit.models.resnet import ResNet
+from reidkit.models.timm_backbone import timm_backbone
 from reidkit.types import InputSpec
 
 
@@ -14,15 +19,15 @@ class EmbeddingModel(nn.Module):
     """Backbone and head. In evaluation its output is the embedding after the neck, not normalised (as fast-reid's).
 
     Args:
-        spec: of the architecture.
+        spec: of the architecture, with one branch.
         identities: in training, the number of classes; None builds no classifier.
     """
 
-    def __init__(self, spec: ResNetSpec, *, identities: int | None = None) -> None:
+    def __init__(self, spec: ModelSpec, *, identities: int | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = ResNet(spec)
-        self.heads = Head(spec, identities)
+        self.backbone, channels = _backbone(spec)
+        self.heads = Head(spec.head, channels, identities)
 
     def forward(self, x: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
         """Embeddings after the neck."""
@@ -32,6 +37,33 @@ class EmbeddingModel(nn.Module):
         """Embeddings before the neck (n, dim), for the metric loss; identity scores (n, identities), after it."""
         before, after = self.heads(self.backbone(x))
         return before, self.heads.logits(after)
+
+
+Network: TypeAlias = EmbeddingModel | MGN
+
+
+def build_model(spec: ModelSpec, *, identities: int | None = None) -> Network:
+    """Builds a network with fresh weights.
+
+    Args:
+        spec: of the architecture.
+        identities: number of classes of the classifier; None builds none.
+
+    Raises:
+        ConfigError: a backbone of timm that timm does not know, or that cannot be built for this size.
+    """
+    return MGN(spec, identities) if spec.branches == "mgn" else EmbeddingModel(spec, identities=identities)
+
+
+def _backbone(spec: ModelSpec) -> tuple[nn.Module, int]:
+    """The trunk, and the channels of what it gives."""
+    match spec.backbone:
+        case ResNetSpec():
+            return ResNet(spec.backbone), spec.backbone.dim
+        case OSNetSpec():
+            return OSNet(spec.backbone), spec.backbone.dim
+        case TimmSpec():
+            return timm_backbone(spec.backbone, pooled=spec.head.pooling == "own")
 
 
 class Preprocess(nn.Module):
@@ -60,7 +92,7 @@ class Preprocess(nn.Module):
 class DeployedModel(nn.Module):
     """What is exported: crops (uint8, RGB) in, embeddings out."""
 
-    def __init__(self, model: EmbeddingModel, spec: InputSpec) -> None:
+    def __init__(self, model: Network, spec: InputSpec) -> None:
         super().__init__()
         self.preprocess = Preprocess(spec)
         self.model = model

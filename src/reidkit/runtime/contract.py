@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from reidkit.bundle import Manifest
 from reidkit.errors import InputError
+from reidkit.manifest import Manifest
 from reidkit.types import EmbedderSpec
 
 

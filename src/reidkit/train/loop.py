@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 import reidkit
 from reidkit.atomic import check_free, growing_file
-from reidkit.bundle import Provenance
+from reidkit.bundle import file_sha256
+from reidkit.checkpoints.loading import starting_weights
 from reidkit.config import to_dict
 from reidkit.errors import DataError, RuntimeMissing, TrainingError
 from reidkit.imaging import stream_crops
-from reidkit.models.checkpoint import CheckpointFacts, architecture_of, save_checkpoint
+from reidkit.manifest import Provenance
+from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
 from reidkit.models.model import EmbeddingModel, Preprocess
 from reidkit.train.augment import augment_batch
 from reidkit.train.losses import batch_hard_triplet, identity_loss
@@ -78,6 +80,7 @@ def train(
     *,
     device: str = "cpu",
     task: Task = "person",
+    init: Path | None = None,
     overwrite: bool = False,
     report_every: int = 10,
     on_decode: Progress = no_progress,
@@ -96,6 +99,7 @@ def train(
         out: folder of the run; made if it is not there.
         device: "cpu" or "cuda".
         task: what the identities are.
+        init: anyone's checkpoint, whose backbone the network starts from; None starts from random weights.
         overwrite: replace the checkpoint of an earlier run in `out` at the end, and its log at once.
         report_every: steps between two calls of `on_step`, and two rows of the log.
         on_decode: progress of decoding.
@@ -105,6 +109,7 @@ def train(
         DataError: nothing to train on.
         ImageError: a crop cannot be decoded.
         RuntimeMissing: the device is not there.
+        ModelError: `init` cannot be read, or its backbone is another.
         TrainingError: too few identities for a batch, or losses or weights that are not finite.
         OutputError: the folder holds a checkpoint and `overwrite` is False, or it cannot be written to.
     """
@@ -113,6 +118,7 @@ def train(
     next(_batches(labels, recipe, epoch=0))  # too few identities: said before the decoding
     checkpoint = Path(out) / CHECKPOINT
     check_free(checkpoint, overwrite=overwrite)
+    weights = None if init is None else starting_weights(init, recipe.model.backbone)
     # Opened first: a folder that cannot be written to is refused before the work, not after it.
     with growing_file(Path(out) / LOG) as stream:
         log = csv.writer(stream)
@@ -124,7 +130,10 @@ def train(
 
         torch.manual_seed(recipe.seed)
         crops = _decode(split, recipe.input, on_decode).to(target)
-        model = EmbeddingModel(recipe.model, identities=len(pids)).to(target)
+        model = EmbeddingModel(recipe.model, identities=len(pids))
+        if weights is not None:
+            model.backbone.load_state_dict(weights)
+        model = model.to(target)
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         started = time.perf_counter()
         steps = _optimise(model, crops, labels, recipe, report_every, report)
@@ -133,12 +142,13 @@ def train(
     provenance = Provenance(
         source=checkpoint.parent.name,
         framework=f"torch {torch.__version__}",
+        init=None if init is None else f"{init.name}, sha256 {file_sha256(init)}",
         dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
         recipe=to_dict(recipe),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         reidkit=reidkit.__version__,
     )
-    save_checkpoint(checkpoint, model, CheckpointFacts(architecture_of(model), recipe.input, task, provenance))
+    save_checkpoint(checkpoint, model, CheckpointFacts(model.spec, recipe.input, task, provenance))
     return TrainedRun(checkpoint, len(pids), len(labels), steps, seconds)
 
 

@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from reidkit.architecture import ResNetSpec
-from reidkit.config import load_toml
+from reidkit.architecture import ModelSpec, named_model
+from reidkit.config import load_toml, to_dict
 from reidkit.errors import ConfigError, unknown_name
 from reidkit.types import InputSpec
 
@@ -107,7 +107,7 @@ class Recipe:
     """
 
     input: InputSpec = field(default_factory=lambda: InputSpec(256, 128))
-    model: ResNetSpec = field(default_factory=ResNetSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
     batches: Batches = field(default_factory=Batches)
     augment: Augment = field(default_factory=Augment)
     loss: Loss = field(default_factory=Loss)
@@ -117,6 +117,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        if self.model.branches != "one":
+            raise ConfigError("MGN cannot be trained here yet, only loaded", got=self.model.branches, expected="one")
         shorter, longer = sorted((self.input.height, self.input.width))
         # Below this the stem's pooling, or instance normalisation in stage 3, has too few positions to work on.
         if shorter < 3 or longer < 19:
@@ -129,24 +131,26 @@ class Recipe:
             )
 
 
-def load_recipe(name: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe: a name of one that comes with reidkit, or a TOML file.
 
     Args:
         name: "baseline", "demo", or a path that ends in `.toml`.
+        model: a network of `reid models` in place of the recipe's.
         overrides: assignments such as `optim.epochs=10`.
 
     Raises:
-        ConfigError: no such recipe, or a key or value in it that cannot be.
+        ConfigError: no such recipe or network, or a key or value in it that cannot be.
     """
+    instead = {} if model is None else {"model": to_dict(named_model(model))}
     if Path(name).suffix == ".toml":
-        return load_toml(Recipe, name, overrides=overrides)
+        return load_toml(Recipe, name, instead=instead, overrides=overrides)
     folder = resources.files("reidkit.train") / "recipes"
     known = sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if str(name) not in known:
         raise unknown_name("recipe", str(name), known)
     with resources.as_file(folder / f"{name}.toml") as path:
-        return load_toml(Recipe, path, overrides=overrides)
+        return load_toml(Recipe, path, instead=instead, overrides=overrides)
 
 
 def _fraction(name: str, value: float) -> None:

@@ -1,0 +1,1 @@
+"""Anyone's weights, brought to canonical names: exactly, or not at all."""

@@ -1,0 +1,235 @@
+"""The manifest: what a bundle says of itself, as frozen dataclasses; and their form in JSON."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from reidkit.architecture import ModelSpec, read_model_spec
+from reidkit.config import from_dict, to_dict
+from reidkit.errors import BundleError, ConfigError
+from reidkit.types import InputSpec, Precision, Task
+
+SCHEMA = 2
+
+LicenceClass = Literal["permissive", "copyleft", "research-only", "proprietary", "unknown"]
+Tta = Literal["none", "flip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The output of the graph.
+
+    Attributes:
+        dim: width.
+        normalized: whether the graph itself scales every embedding to Euclidean length 1.
+    """
+
+    dim: int
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError("The embedding width is out of range", got=self.dim, expected="1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the weights come from. None where it is not known; nothing is invented.
+
+    Attributes:
+        source: what the bundle was made from (a file name or a run), without its folder.
+        source_sha256: of that file.
+        dialect: how the source was written, as `reid import` found it: whose code, of which time.
+        init: the weights that training started from, where not from random ones.
+        assumptions: what the source does not say and was assumed.
+        framework: that gave the golden embeddings, with its version.
+        dataset: trained on.
+        recipe: the training recipe, whole, as plain values.
+        created: ISO 8601, UTC.
+        reidkit: version that wrote the bundle.
+    """
+
+    source: str | None = None
+    source_sha256: str | None = None
+    dialect: str | None = None
+    init: str | None = None
+    assumptions: tuple[str, ...] = ()
+    framework: str | None = None
+    dataset: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    created: str | None = None
+    reidkit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """One measurement: fractions of 1 on one data set under one protocol.
+
+    Attributes:
+        dataset: its format, its name or both.
+        protocol: that ranked.
+        metric: distance between embeddings.
+        runtime: engine.
+        precision: of the engine's arithmetic.
+        device: that it ran on, in the engine's own words.
+        rank1: queries whose nearest counted gallery crop is right.
+        mAP: mean average precision.
+        mINP: mean inverse negative penalty.
+        queries: that were valid.
+        gallery: crops that were ranked.
+        tta: test-time augmentation; "flip" adds the embedding of the mirrored crop.
+    """
+
+    dataset: str
+    protocol: str
+    metric: str
+    runtime: str
+    precision: str
+    device: str
+    rank1: float
+    mAP: float  # noqa: N815 (the field writes it so)
+    mINP: float  # noqa: N815
+    queries: int
+    gallery: int
+    tta: Tta = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one batch takes on an engine, here: one row of a benchmark.
+
+    Attributes:
+        runtime: engine.
+        precision: of the engine's arithmetic.
+        device: that it ran on, in the engine's own words.
+        machine: processor or card, and how much of it.
+        batch: crops a call.
+        decode: whether the time includes reading, decoding and resizing the batch's JPEG files in threads.
+        median_ms: wall time of one batch, milliseconds.
+        p90_ms: nine of ten batches are at least this fast.
+        images_per_second: batch over median; decoding and engine take turns here, in `embed_files` they overlap.
+        runs: batches that were timed.
+    """
+
+    runtime: str
+    precision: str
+    device: str
+    machine: str
+    batch: int
+    decode: bool
+    median_ms: float
+    p90_ms: float
+    images_per_second: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one crop costs.
+
+    Attributes:
+        parameters: weights that are learned; the classifier of the training identities is not there any more.
+        multiply_adds: of convolutions and matrix products for one crop of the input size, each counted once (what the
+            field calls FLOPs); None where it is not known.
+    """
+
+    parameters: int
+    multiply_adds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The truth about a bundle.
+
+    Attributes:
+        name: short name of the model.
+        task: what it tells apart.
+        input: size, filter and the pre-processing that is inside the graph.
+        embedding: the output.
+        batch: the only batch size that the graph takes, or None where any will do.
+        precision: of the arithmetic in the graph; a foreign one may be coarser than float32.
+        architecture: the known network, from which the graph can be built again; None for a foreign graph.
+        cost: parameters and multiply-adds, or None where nobody counted.
+        licence: class of licence of the weights.
+        provenance: where they come from.
+        accuracy: how well it finds people again, as measured.
+        latency: how fast it is, as measured.
+        files: sha256 by file name, relative to the bundle, with `/`.
+    """
+
+    name: str
+    task: Task
+    input: InputSpec
+    embedding: Embedding
+    batch: int | None = None
+    precision: Precision = "float32"
+    architecture: ModelSpec | None = None
+    cost: Cost | None = None
+    licence: LicenceClass = "unknown"
+    provenance: Provenance = field(default_factory=Provenance)
+    accuracy: tuple[Accuracy, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError("The batch size is out of range", got=self.batch, expected="1 or more, or null for any")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is written, signed with its own sha256; refused where `parse_manifest` would refuse it.
+
+    Raises:
+        ConfigError: it holds a value that could not be read back.
+    """
+    values = to_dict(manifest)
+    from_dict(Manifest, values, where="manifest")
+    try:
+        digest = _digest(values)
+    except TypeError as error:
+        raise ConfigError("The manifest holds what JSON cannot say", got=error, expected="plain values") from error
+    whole = {"schema": SCHEMA, "sha256": digest, **values}
+    # A file name that is no Unicode has lone surrogates; a backslash escape is how JSON writes those, too.
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def parse_manifest(data: bytes, *, source: str) -> Manifest:
+    """Reads a manifest back; what an older schema does not have takes its default.
+
+    Args:
+        data: the file's bytes.
+        source: name of the file, for the messages.
+
+    Raises:
+        BundleError: no manifest, changed after it was written, or of a schema that this version cannot read.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{source} cannot be read", got=error, fix="copy the bundle again, whole") from error
+    if not isinstance(values, dict) or type(values.get("schema")) is not int:
+        raise BundleError(f"{source} is no manifest", expected='an object with a number "schema"')
+    schema, digest = values.pop("schema"), values.pop("sha256", None)
+    if not 1 <= schema <= SCHEMA:
+        fix = "update reidkit (pip install -U reidkit)" if schema > SCHEMA else "export the bundle again"
+        raise BundleError(f"{source} has a schema this reidkit cannot read", got=schema, expected=SCHEMA, fix=fix)
+    if digest != _digest(values):
+        raise BundleError(
+            f"{source} was changed after it was written",
+            got=f"sha256 {_digest(values)[:16]}…",
+            expected=f"sha256 {str(digest)[:16]}…",
+            fix="copy the bundle again, whole; or export it again",
+        )
+    try:
+        if schema == 1 and isinstance(values.get("architecture"), dict):
+            values["architecture"] = to_dict(read_model_spec(values["architecture"]))
+        return from_dict(Manifest, values, where="manifest.json")
+    except ConfigError as error:
+        raise BundleError(f"{source} is not what this reidkit writes", got=error) from error
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

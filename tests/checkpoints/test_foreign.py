@@ -1,0 +1,142 @@
+"""The strict fit, and the one entry, whatever the source."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import default_rng
+
+from foreign_checkpoints import Drawn, make_fastreid_resnet, save_fastreid
+from reidkit.architecture import ModelSpec
+from reidkit.checkpoints.loading import load_foreign, starting_weights
+from reidkit.errors import ModelError
+from reidkit.manifest import Provenance
+from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
+from reidkit.models.fitting import group_names, misfit
+from reidkit.models.model import EmbeddingModel
+from reidkit.types import InputSpec
+from reidkit.wts import write_wts
+
+CLASSIFIER = "heads.weight"
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Drawn:
+    return make_fastreid_resnet(default_rng(0), depth=18, classes=3)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.pth"
+
+
+def test_names_are_grouped_by_block_and_counted() -> None:
+    assert group_names(["heads.weight", "backbone.layer3.4.bn1.bias", "backbone.layer3.4.conv1.weight"]) == (
+        "backbone.layer3.4.* (2), heads.weight"
+    )
+    assert group_names([f"backbone.layer{s}.{i}.bn1.bias" for s in (1, 2, 3) for i in range(4)]) == (
+        "backbone.layer1.* (4), backbone.layer2.* (4), backbone.layer3.* (4)"
+    )
+    assert group_names(f"p{i}" for i in range(10)).endswith("p7, and 2 more groups")
+    assert group_names(["b1.0.10.x.bias", "b1.0.9.x.bias"]) == "b1.0.9.x.bias, b1.0.10.x.bias"
+
+
+def test_every_kind_of_fault_is_listed() -> None:
+    wanted = {name: torch.zeros(2) for name in ("a", "b", "c")}
+    got = {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.int64), "d": torch.zeros(2)}
+    faults = misfit(wanted, got)
+    for line in ("1 missing: c", "1 unexpected: d", "1 of another shape: a; a is (3,), not (2,)"):
+        assert line in faults.describe()
+    assert "1 of another type: b; b is int64, not float32" in faults.describe()
+    assert not misfit(wanted, wanted)
+
+
+def test_missing_weights_are_refused_and_may_be_allowed(path: Path, tensors: Drawn) -> None:
+    save_fastreid(path, {n: a for n, a in tensors.items() if not n.startswith("backbone.layer2.1.conv")})
+    with pytest.raises(ModelError, match=r"2 missing: backbone.layer2.1.\* \(2\)\n"):
+        load_foreign(path)
+    loaded = load_foreign(path, allow_missing=["backbone.layer2.1.conv?.weight"])
+    assert any("2 missing tensors keep fresh initial values, as allowed" in finding for finding in loaded.findings)
+    with pytest.raises(ModelError, match=r"--allow-missing backbone.layer2.7.\* fits nothing that is missing"):
+        load_foreign(path, allow_missing=["backbone.layer2.*", "backbone.layer2.7.*"])
+
+
+def test_a_missing_classifier_names_its_option(path: Path, tensors: Drawn) -> None:
+    save_fastreid(path, {n: a for n, a in tensors.items() if n != CLASSIFIER})
+    with pytest.raises(ModelError, match=r"1 missing: heads.weight\n(.*\n)*  to do: .*--allow-missing heads.weight"):
+        load_foreign(path)
+    loaded = load_foreign(path, allow_missing=[CLASSIFIER])
+    assert CLASSIFIER not in loaded.model.state_dict()
+    assert "missing, as allowed, and not built: heads.weight" in loaded.findings
+
+
+def test_unexpected_weights_are_refused_and_may_be_left_out(path: Path, tensors: Drawn) -> None:
+    save_fastreid(path, {**tensors, "memory.queue": np.zeros(3, np.float32)})
+    with pytest.raises(ModelError, match="1 unexpected: memory.queue"):
+        load_foreign(path)
+    loaded = load_foreign(path, allow_unexpected=["memory.*"])
+    assert any("1 unexpected tensors were left out, as allowed: memory.queue" in f for f in loaded.findings)
+    with pytest.raises(ModelError, match=r"--allow-unexpected memry.\* fits nothing that is unexpected"):
+        load_foreign(path, allow_unexpected=["memry.*"])
+
+
+def test_a_weight_of_another_shape_is_refused(path: Path, tensors: Drawn) -> None:
+    save_fastreid(path, {**tensors, "backbone.conv1.weight": np.zeros((64, 7, 7, 3), np.float32)})
+    with pytest.raises(ModelError, match=r"backbone.conv1.weight is \(64, 7, 7, 3\), not \(64, 3, 7, 7\)"):
+        load_foreign(path)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_other_floats_become_float32_and_that_is_said(path: Path, tensors: Drawn, kind: str) -> None:
+    save_fastreid(path, {n: a.astype(kind) if a.dtype == np.float32 else a for n, a in tensors.items()})
+    loaded = load_foreign(path)
+    got = loaded.model.state_dict()["backbone.conv1.weight"]
+    assert got.dtype == torch.float32
+    assert np.array_equal(got, tensors["backbone.conv1.weight"].astype(kind).astype(np.float32))
+    assert any(f"of {kind} were converted to float32" in finding for finding in loaded.findings)
+
+
+def test_some_counters_missing_is_damage(path: Path, tensors: Drawn) -> None:
+    save_fastreid(path, {n: a for n, a in tensors.items() if n != "backbone.bn1.num_batches_tracked"})
+    with pytest.raises(ModelError, match="1 missing: backbone.bn1.num_batches_tracked"):
+        load_foreign(path)
+
+
+def test_a_wts_file_without_shapes_gives_the_same_network(tmp_path: Path, tensors: Drawn) -> None:
+    save_fastreid(tmp_path / "model.pth", tensors)
+    write_wts(tmp_path / "model.wts", {n: np.asarray(a, np.float32) for n, a in tensors.items()})
+    for beside in tmp_path.glob("*.json"):
+        beside.unlink()
+    flat, whole = load_foreign(tmp_path / "model.wts"), load_foreign(tmp_path / "model.pth")
+    assert flat.spec == whole.spec
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in flat.model.state_dict().items())
+
+
+def test_reidkits_own_checkpoint_says_itself_what_it_is(tmp_path: Path) -> None:
+    model = EmbeddingModel(ModelSpec(), identities=4)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, CheckpointFacts(model.spec, InputSpec(64, 32), "person", Provenance()))
+    loaded = load_foreign(path)
+    assert (loaded.dialect, loaded.input, loaded.spec) == ("reidkit", InputSpec(64, 32), ModelSpec())
+    assert torch.equal(loaded.model.state_dict()[CLASSIFIER], model.state_dict()[CLASSIFIER])
+    weights = starting_weights(path, ModelSpec().backbone)
+    assert torch.equal(weights["backbone.conv1.weight"], model.backbone.state_dict()["conv1.weight"])
+    with pytest.raises(ModelError, match="says itself what it is"):
+        load_foreign(path, config=tmp_path / "config.yaml")
+
+
+def test_files_that_are_nobodys(path: Path, tensors: Drawn) -> None:
+    torch.save({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, path)
+    with pytest.raises(ModelError, match=r"holds no weights\n  got: the keys optimizer, epoch"):
+        load_foreign(path)
+    torch.save({"encoder.0.weight": torch.zeros(2), "encoder.0.bias": torch.zeros(2), "x": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match=r"Cannot tell.*\n  got: encoder.0.weight \(2 tensors encoder.\*\), x"):
+        load_foreign(path)
+    torch.save({"backbone.stem.weight": torch.zeros(2), CLASSIFIER: torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match=r"backbone is none that reidkit knows\n  got: backbone.stem.weight"):
+        load_foreign(path)
+    save_fastreid(path, tensors)
+    with pytest.raises(ModelError, match="no checkpoint of reidkit"):
+        load_foreign(path, dialect="reidkit")
