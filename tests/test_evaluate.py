@@ -51,6 +51,7 @@ def test_report_by_hand(crop, tmp_path):
         "protocol": "market1501",
         "metric": "cosine",
         "runtime": "by hand",
+        "tta": "none",
     }
     assert done == [(i, 6) for i in range(1, 7)]
 
@@ -112,3 +113,16 @@ def test_no_valid_query(crop, tmp_path):
     split = Split("market1501", tmp_path, query=(crop(RED, 0, 0),), gallery=(crop(RED, 0, 0),))
     with pytest.raises(InputError, match="No query has a match"):
         evaluate(MeanColor(), split)
+
+
+def test_flip_gives_the_engine_both_sides(crop, tmp_path):
+    seen = []
+
+    class Watching(MeanColor):
+        def embed(self, crops):
+            seen.append(len(crops))
+            return super().embed(crops)
+
+    split = Split("market1501", tmp_path, query=(crop(RED, 0, 0),), gallery=(crop(RED, 0, 1), crop(GREEN, 1, 1)))
+    report = evaluate(Watching(), split, tta="flip")
+    assert (report.tta, report.as_dict()["tta"], seen) == ("flip", "flip", [1, 1, 2, 2])

@@ -294,7 +294,8 @@ def test_what_the_process_allows_elsewhere_is_not_allowed_here_and_is_kept(tmp_p
         (
             {"state_dict": state_dict(), "state_dict_ema": state_dict(), "epoch": 1},
             "x.pth holds 2 sets of weights: state_dict, state_dict_ema\n"
-            "  got: the keys state_dict, state_dict_ema, epoch\n  expected: one set\n  to do: say which one: key='state_dict'",
+            "  got: the keys state_dict, state_dict_ema, epoch\n  expected: one set\n"
+            "  to do: say which one: key='state_dict'",
         ),
         ({"a": torch.ones(1), "epoch": 3}, "x.pth: epoch, among the weights, is no tensor\n  got: int 3"),
         ({"model": {"a": None}}, "x.pth: a, among the weights, is no tensor\n  got: a NoneType"),
@@ -432,7 +433,8 @@ def tar_of_nothing() -> bytes:
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
             "x.pth holds no weights that reidkit can read\n"
-            "  got: a git-lfs pointer, not the file it points to, 63 bytes\n  expected: a file of torch.save, safetensors or .wts\n  to do: run `git lfs pull` where it came from",
+            "  got: a git-lfs pointer, not the file it points to, 63 bytes\n"
+            "  expected: a file of torch.save, safetensors or .wts\n  to do: run `git lfs pull` where it came from",
         ),
         (b"\n<!DOCTYPE html><html>", "got: an HTML page, perhaps of a login or a warning"),
         (b"\xef\xbb\xbf<HTML><body>", "got: an HTML page"),

@@ -13,7 +13,7 @@ from numpy_networks import fastreid_mgn, fastreid_resnet
 from reidkit.architecture import ResNetSpec
 from reidkit.checkpoints import fastreid
 from reidkit.checkpoints.fastreid_eras import ERAS
-from reidkit.checkpoints.loading import Foreign, load_foreign
+from reidkit.checkpoints.loading import Foreign, load_foreign, starting_weights
 from reidkit.checkpoints.reading import Reading
 from reidkit.errors import ConfigError, ModelError
 
@@ -103,6 +103,8 @@ def test_mgn(tmp_path: Path) -> None:
     loaded = load(tmp_path, tensors)
     check(loaded, fastreid_mgn, tensors)
     assert loaded.dialect == "fastreid-mgn"
+    with pytest.raises(ModelError, match="fit no single backbone"):
+        starting_weights(tmp_path / "model.pth", ResNetSpec(depth=50))
     with pytest.raises(ModelError, match="an MGN and is offered as fastreid\n"):
         read(tensors, "fastreid")
     del tensors["b33_head.weight"]

@@ -90,9 +90,7 @@ def anonymise(graph):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     return {
-        "osnet kept": export(osnet(), folder / "osnet_kept.onnx", fold=False),
         "osnet": export(osnet(), folder / "osnet.onnx", fold=True),
-        "osnet ain": export(osnet("ain"), folder / "osnet_ain.onnx", fold=True),
         "resnet": export(resnet18(ibn="a"), folder / "resnet.onnx", fold=True),
         "resnet kept": export(resnet18(ibn="a"), folder / "resnet_kept.onnx", fold=False),
     }
@@ -118,23 +116,19 @@ def test_weights_whose_names_survived_are_bit_equal(files):
 
 
 def test_weights_without_names_are_bit_equal_where_nothing_was_folded(files, tmp_path):
-    path = rewrite(files["osnet kept"], tmp_path / "anonymous.onnx", anonymise)
-    weights = weights_from_onnx(path, osnet(seed=1), SIZE)
-    for name, tensor in osnet().state_dict().items():
+    path = rewrite(files["resnet kept"], tmp_path / "anonymous.onnx", anonymise)
+    weights = weights_from_onnx(path, resnet18(1, ibn="a"), SIZE)
+    for name, tensor in resnet18(ibn="a").state_dict().items():
         assert torch.equal(weights[name], tensor), name
 
 
 @pytest.mark.parametrize(
-    ("file", "build"),
-    [
-        ("osnet", osnet),
-        ("osnet ain", lambda seed=0: osnet("ain", seed)),
-        ("resnet", lambda seed=0: resnet18(seed, ibn="a")),
-    ],
+    ("file", "build"), [("osnet", osnet), ("resnet", lambda seed=0: resnet18(seed, ibn="a"))], ids=["osnet", "resnet"]
 )
 def test_folded_and_anonymous_files_give_the_same_function(files, tmp_path, file, build):
     path = rewrite(files[file], tmp_path / "anonymous.onnx", anonymise)
-    assert operators(path).count("BatchNormalization") < operators(files["osnet kept"]).count("BatchNormalization") / 3
+    normalisations = sum(isinstance(module, nn.BatchNorm2d) for module in build().modules())
+    assert operators(path).count("BatchNormalization") < normalisations / 2
     assert_same_function(build(), build(seed=1), weights_from_onnx(path, build(seed=1), SIZE))
 
 
@@ -189,27 +183,34 @@ def test_layers_may_run_in_another_order(files, tmp_path):
     assert orders[0] != orders[1]
 
 
-def test_linear_layers_in_each_form(files, tmp_path):
-    """A product and a sum in place of Gemm, and weights behind Identity and Constant."""
+@pytest.mark.parametrize("form", ["Gemm", "MatMul"])
+def test_linear_layers_in_each_form(files, tmp_path, form):
+    """As Gemm, or as a product and a sum whose weights come through Constant and Identity."""
 
-    def spread(graph):
-        (gemm,) = (node for node in graph.node if node.op_type == "Gemm")
-        tensors = {tensor.name: tensor for tensor in graph.initializer}
-        weight, bias = (numpy_helper.to_array(tensors[name]) for name in gemm.input[1:])
-        at = list(graph.node).index(gemm)
-        graph.node.remove(gemm)
+    def linear(graph):
+        conv = next(node for node in graph.node if node.name == "/heads/bottleneck/bottleneck.0/Conv")
+        tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        weight = tensors[conv.input[1]][:, :, 0, 0]
         make = onnx.helper.make_node
-        nodes = [
-            make("Constant", [], ["kernel"], value=numpy_helper.from_array(np.ascontiguousarray(weight.T))),
-            make("Identity", ["kernel"], ["same kernel"]),
-            make("MatMul", [gemm.input[0], "same kernel"], ["product"]),
-            make("Add", [gemm.input[2], "product"], [gemm.output[0]]),
-        ]
+        nodes = [make("Flatten", [conv.input[0]], ["flat"])]
+        if form == "Gemm":
+            graph.initializer.append(numpy_helper.from_array(weight, "kernel"))
+            nodes += [make("Gemm", ["flat", "kernel", conv.input[2]], [conv.output[0]], transB=1)]
+        else:
+            kernel = numpy_helper.from_array(np.ascontiguousarray(weight.T))
+            nodes += [
+                make("Constant", [], ["kernel"], value=kernel),
+                make("Identity", ["kernel"], ["same kernel"]),
+                make("MatMul", ["flat", "same kernel"], ["product"]),
+                make("Add", [conv.input[2], "product"], [conv.output[0]]),
+            ]
+        at = list(graph.node).index(conv)
+        graph.node.remove(conv)
         for offset, node in enumerate(nodes):
             graph.node.insert(at + offset, node)
-        assert bias.shape == (512,)
 
-    path = rewrite(files["osnet"], tmp_path / "spread.onnx", spread)
+    path = rewrite(files["osnet"], tmp_path / "linear.onnx", linear)
+    assert form in operators(path)
     assert_same_function(osnet(), osnet(seed=1), weights_from_onnx(path, osnet(seed=1), SIZE))
 
 
@@ -225,7 +226,7 @@ def test_the_model_that_was_given_stays_as_it_is(files):
     ("build", "words"),
     [
         (
-            lambda: resnet18(),
+            resnet18,
             r"departs from this one at node '/backbone/conv1/conv/Conv' \(Conv\).*got: product with weights "
             r"\(16, 3, 7, 7\).*expected: product backbone.conv1 with weights \(64, 3, 7, 7\)",
         ),
@@ -236,15 +237,11 @@ def test_the_model_that_was_given_stays_as_it_is(files):
             r"weights \(512, 128\).*expected: batch norm heads.bottleneck.0 with weights \(128,\)",
         ),
         (
-            lambda: osnet(head=HeadSpec(pooling="average", embedding_dim=512, relu=True)),
-            "other parts than heads.bottleneck.0",
-        ),
-        (
             lambda: osnet(head=HeadSpec(pooling="max", embedding_dim=512, embedding_bias=True, relu=True)),
             "fit this network's layers, but the file computes something else",
         ),
     ],
-    ids=["resnet", "ibn", "no embedding layer", "no bias", "other pooling"],
+    ids=["resnet", "ibn", "no embedding layer", "other pooling"],
 )
 def test_another_network_is_refused_with_the_place(files, build, words):
     with pytest.raises(ModelError, match=f"(?s){words}"):
@@ -253,20 +250,15 @@ def test_another_network_is_refused_with_the_place(files, build, words):
 
 def test_a_file_that_ends_early_is_refused(files, tmp_path):
     def behead(graph):
-        graph.node.pop(), graph.node.pop(), graph.node.pop()
+        last = next(i for i, node in enumerate(graph.node) if node.name == "/backbone/conv5/conv/Conv")
+        del graph.node[last:]
         graph.output[0].name = graph.node[-1].output[0]
 
-    path = rewrite(
-        export(nn.Sequential(osnet().backbone, nn.Flatten()), tmp_path / "t.onnx", fold=True), path_of(tmp_path), behead
-    )
+    path = rewrite(files["osnet"], tmp_path / "short.onnx", behead)
     with pytest.raises(
         ModelError, match=r"(?s)ends before the network does.*the first that is missing is backbone.conv5"
     ):
-        weights_from_onnx(path, osnet(seed=1), SIZE)
-
-
-def path_of(folder):
-    return folder / "short.onnx"
+        weights_from_onnx(path, osnet(), SIZE)
 
 
 def test_other_weights_at_a_second_use_are_refused(files, tmp_path):
@@ -302,13 +294,18 @@ def test_no_file_and_another_size_are_refused(files, tmp_path):
 def test_parameters_outside_of_layers_need_their_names(files, tmp_path):
     class Scaled(Network):
         def __init__(self, seed=0):
-            super().__init__(ResNetSpec(depth=18, ibn="none"), HeadSpec(pooling="average"), seed)
+            super().__init__(ResNetSpec(depth=18, ibn="a"), HeadSpec(pooling="average"), seed)
             self.scale = nn.Parameter(torch.tensor([2.0]))
 
         def forward(self, x):
             return super().forward(x) * self.scale
 
-    kept = export(Scaled(), tmp_path / "kept.onnx", fold=False)
+    def scale(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array([2.0], np.float32), "scale"))
+        before, graph.node[-1].output[0] = graph.node[-1].output[0], "unscaled"
+        graph.node.append(onnx.helper.make_node("Mul", ["unscaled", "scale"], [before]))
+
+    kept = rewrite(files["resnet kept"], tmp_path / "kept.onnx", scale)
     assert_same_function(Scaled(), Scaled(1), weights_from_onnx(kept, Scaled(1), SIZE))
     path = rewrite(kept, tmp_path / "anonymous.onnx", anonymise)
     with pytest.raises(ModelError, match=r"(?s)no layer for 1 tensors of the network.*got: scale"):

@@ -10,9 +10,7 @@ from numpy.random import default_rng
 
 from foreign_checkpoints import (
     Drawn,
-    make_fastreid_mgn,
     make_fastreid_resnet,
-    make_timm_resnet_d,
     make_torchreid_osnet,
     make_torchvision_resnet,
 )
@@ -49,15 +47,18 @@ def test_a_plain_resnet_is_a_network(tmp_path: Path, ibn: bool) -> None:
 
 
 def test_relatives_are_refused_by_name(tmp_path: Path) -> None:
+    deep = {name: np.ones(1, np.float32) for name in ("conv1.0.weight", "layer1.0.conv1.weight")}
     with pytest.raises(ModelError, match=r"deep stem.*\n  got: conv1.0.weight"):
-        load_foreign(saved(tmp_path / "d.pth", make_timm_resnet_d(default_rng(0), depth=50)))
-    tensors = make_torchvision_resnet(default_rng(0), depth=50)
+        load_foreign(saved(tmp_path / "d.pth", deep))
+    blocks = [f"layer{stage}.{i}" for stage, count in enumerate((3, 4, 6, 3), 1) for i in range(count)]
+    names = ["conv1.weight", *(f"{block}.conv{i}.weight" for block in blocks for i in (1, 2, 3))]
+    bottlenecks = dict.fromkeys(names, np.ones(1, np.float32))
     wide = {"layer1.0.conv1.weight": np.ones((128, 64, 1, 1), np.float32)}
     for groups, name in ((1, "a wide ResNet"), (32, "a ResNeXt with 32 groups")):
         wide["layer1.0.conv2.weight"] = np.ones((128, 128 // groups, 3, 3), np.float32)
         with pytest.raises(ModelError, match=name):
-            load_foreign(saved(tmp_path / "w.pth", {**tensors, **wide}))
-    mixed = {name: array for name, array in tensors.items() if name != "layer2.1.conv3.weight"}
+            load_foreign(saved(tmp_path / "w.pth", {**bottlenecks, **wide}))
+    mixed = {name: array for name, array in bottlenecks.items() if name != "layer2.1.conv3.weight"}
     with pytest.raises(ModelError, match="three in 15 of 16"):
         load_foreign(saved(tmp_path / "m.pth", mixed))
 
@@ -84,6 +85,3 @@ def test_starting_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="do not fit the backbone"):
         starting_weights(osnet, PLAIN)
     assert len(starting_weights(osnet, OSNetSpec(width=0.25))) > 100
-    mgn = saved(tmp_path / "mgn.pth", make_fastreid_mgn(default_rng(0), classes=2))
-    with pytest.raises(ModelError, match="fit no single backbone"):
-        starting_weights(mgn, ResNetSpec(depth=50))

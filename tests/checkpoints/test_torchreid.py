@@ -50,7 +50,7 @@ def test_widths_are_read_from_the_stem(width: float) -> None:
 def test_resnet50(tmp_path: Path, fc512: bool) -> None:
     tensors = make_torchreid_resnet50(default_rng(0), fc512=fc512)
     loaded = load(tmp_path, tensors)
-    pixels = default_rng(1).standard_normal((2, 3, 64, 32))
+    pixels = default_rng(1).standard_normal((1, 3, 64, 32))
     check(loaded, torchreid_resnet50(tensors, pixels), pixels)
     assert isinstance(loaded.spec.backbone, ResNetSpec)
     assert loaded.spec.backbone.last_stride == (1 if fc512 else 2)

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from reidkit.bundle import open_bundle
+from reidkit.runtime.onnxruntime import OnnxRuntimeEmbedder
 
 
 def test_evaluate(run, tiny_bundle, market, tmp_path):
@@ -28,7 +30,10 @@ def test_evaluate(run, tiny_bundle, market, tmp_path):
     assert "rank-1" in run("info", copy)[1]
 
 
-def test_flip_is_recorded_beside_the_plain_measurement(run, tiny_bundle, market, tmp_path):
+def test_flip_is_recorded_beside_the_plain_measurement(run, tiny_bundle, market, tmp_path, monkeypatch):
+    embedded = []
+    embed = OnnxRuntimeEmbedder.embed
+    monkeypatch.setattr(OnnxRuntimeEmbedder, "embed", lambda self, crops: embedded.append(crops) or embed(self, crops))
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy.reid")
     for options in ([], ["--tta", "flip"], ["--tta", "flip", "--json", tmp_path / "a.json"]):
         status, out, _ = run("evaluate", copy, "--data", market, "--record", *options)
@@ -38,7 +43,10 @@ def test_flip_is_recorded_beside_the_plain_measurement(run, tiny_bundle, market,
     assert (plain.tta, flipped.tta) == ("none", "flip")
     report = json.loads((tmp_path / "a.json").read_text())
     assert (report["tta"], report["mAP"]) == ("flip", flipped.mAP)
-    assert plain.mAP != flipped.mAP  # noise differs from its mirror image
+    queries, gallery, again, mirrored = embedded[:4]
+    assert (len(embedded), len(queries), len(gallery)) == (2 + 4 + 4, 7, 7)
+    np.testing.assert_array_equal(again, queries)
+    np.testing.assert_array_equal(mirrored, queries[:, :, ::-1])
 
 
 def test_an_unknown_augmentation(run, tiny_bundle, market):

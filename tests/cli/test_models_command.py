@@ -1,5 +1,6 @@
 """`reid models`: what the table and its JSON say."""
 
+import importlib.util
 import json
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_stated_size_holds_for_all(run):
         "height": 256,
         "width": 128,
         "parameters": 11_177_536,  # 11,176,512 of the backbone (torchvision, less its classifier) and 1,024 of the neck
-        "multiply_adds": 1_990_197_248,
+        "multiply_adds": 16 * 124_354_560,  # of 64 x 32, by hand in tests/models/test_cost.py
         "dim": 512,
     }
 
@@ -42,8 +43,8 @@ def test_without_a_name_all_are_listed(run, monkeypatch):
     assert [(row["name"], row["height"]) for row in json.loads(out)] == [("resnet18", 256), ("mgn-r50-ibn", 384)]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 def test_a_network_of_timm(run):
-    pytest.importorskip("timm")
     status, out, _ = run("models", "timm:vit_tiny_patch16_224", "--json")
     assert status == 0
     (row,) = json.loads(out)

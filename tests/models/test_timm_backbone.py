@@ -124,6 +124,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(name, size, pooled, words):
 
 
 @with_timm
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "pooled"), [("test_convnext", None, False), ("test_vit", (64, 32), True)], ids=["convnet", "vit"]
 )

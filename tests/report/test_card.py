@@ -21,7 +21,7 @@ FULL = replace(
     MANIFEST,
     name="people",
     task="person",
-    architecture=ModelSpec(OSNetSpec(0.25)),
+    architecture=ModelSpec(OSNetSpec(width=0.25)),
     cost=Cost(203_568, 82_316_000),
     licence="permissive",
     provenance=Provenance(

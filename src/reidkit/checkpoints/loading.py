@@ -7,11 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from reidkit.architecture import CLASSIFIERS, BackboneSpec, HeadSpec, ModelSpec, ResNetSpec, TimmSpec, in_words
+from reidkit.architecture import (
+    CLASSIFIERS,
+    BackboneSpec,
+    HeadSpec,
+    ModelSpec,
+    ResNetSpec,
+    TimmSpec,
+    in_words,
+    named_model,
+)
 from reidkit.checkpoints.container import Container, read_container
 from reidkit.checkpoints.detection import DIALECTS, OWN, source_of
 from reidkit.checkpoints.fit import fit
-from reidkit.checkpoints.reading import Reading
+from reidkit.checkpoints.onnx_weights import weights_from_onnx
+from reidkit.checkpoints.reading import Assumption, Reading
 from reidkit.config import from_dict, to_dict, with_overrides
 from reidkit.errors import ConfigError, ModelError, unknown_name
 from reidkit.models.checkpoint import read_facts
@@ -50,6 +60,7 @@ def load_foreign(
     *,
     config: Path | None = None,
     dialect: str | None = None,
+    architecture: str | None = None,
     overrides: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
@@ -60,6 +71,7 @@ def load_foreign(
         path: of the checkpoint.
         config: fast-reid's `config.yaml` of it.
         dialect: one of `detection.DIALECTS` to hold the file to; None lets its keys decide.
+        architecture: name of the network (`architecture.named_model`) whose weights an ONNX file holds; only for these.
         overrides: assignments such as `backbone.last_stride=2` or `input.height=384`.
         allow_missing: patterns of weights that may be missing, such as `heads.weight`.
         allow_unexpected: patterns of weights that are left out.
@@ -73,11 +85,12 @@ def load_foreign(
         ConfigError: an override, a dialect or the config cannot be.
     """
     path, overrides = Path(path), tuple(overrides)
+    if architecture is not None:
+        return _from_onnx(path, architecture, overrides)
     container = read_container(path)
     reading = _read(container, path, config, dialect)
-    set_by_hand = {name.partition("=")[0].strip() for name in overrides}
     spec, input_ = _overridden(reading, overrides)
-    _check_decided(reading, spec, set_by_hand, path)
+    _check_decided(reading, spec, _keys(overrides), path)
     model = build_model(spec, identities=reading.identities)
     fitted = fit(
         model,
@@ -96,8 +109,40 @@ def load_foreign(
         input=input_,
         dialect=reading.dialect,
         findings=(*container.notes, *reading.findings, in_words(spec), *fitted, *made),
-        assumptions=tuple(str(a) for a in reading.assumptions if a.key not in set_by_hand),
+        assumptions=_still_assumed(reading, overrides),
         extras=container.extras,
+    )
+
+
+def _from_onnx(path: Path, architecture: str, overrides: Sequence[str]) -> Foreign:
+    """A network that the caller names, with the weights of an ONNX file of it: proven, or refused."""
+    if path.suffix.lower() != ".onnx":
+        raise ConfigError(
+            "Only an ONNX file needs to be told its architecture", got=path.name, fix="leave --architecture out"
+        )
+    reading = Reading(
+        dialect=f"ONNX of {architecture}",
+        spec=named_model(architecture),
+        input=InputSpec(256, 128, resize="bilinear"),
+        identities=None,
+        tensors={},
+        assumptions=(
+            Assumption("crops of 256x128 (height x width)", "input.height=384"),
+            Assumption("crops resized by the bilinear filter", "input.resize=bicubic"),
+            Assumption("ImageNet's mean, and its std to match", "input.mean=[0.5, 0.5, 0.5]"),
+        ),
+    )
+    spec, input_ = _overridden(reading, overrides)
+    model = build_model(spec)
+    model.load_state_dict(weights_from_onnx(path, model, (input_.height, input_.width)))
+    return Foreign(
+        model=model.eval(),
+        spec=spec,
+        input=input_,
+        dialect=reading.dialect,
+        findings=(in_words(spec), "with these weights it gives what ONNX Runtime gives for the file"),
+        assumptions=_still_assumed(reading, overrides),
+        extras={},
     )
 
 
@@ -179,6 +224,15 @@ def _identities(container: Container, spec: ModelSpec) -> int | None:
         return max(1, len(classifier)) if classifier.ndim else 1
     width = spec.head.embedding_dim or (0 if isinstance(spec.backbone, TimmSpec) else spec.backbone.dim)
     return max(1, classifier.numel() // width) if width else 1
+
+
+def _still_assumed(reading: Reading, overrides: Iterable[str]) -> tuple[str, ...]:
+    set_by_hand = _keys(overrides)
+    return tuple(str(assumption) for assumption in reading.assumptions if assumption.key not in set_by_hand)
+
+
+def _keys(overrides: Iterable[str]) -> set[str]:
+    return {override.partition("=")[0].strip() for override in overrides}
 
 
 def _overridden(reading: Reading, overrides: Iterable[str]) -> tuple[ModelSpec, InputSpec]:

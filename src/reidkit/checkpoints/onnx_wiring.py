@@ -1,4 +1,4 @@
-"""The layers of a network in PyTorch and of an ONNX graph, in one form: the weights of each and which layers feed it."""
+"""The layers of a network, in PyTorch or in an ONNX graph, in one form: the weights of each, and what feeds it."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,6 +111,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor | list | tuple) or isinstance(result, torch.Size):
+            return result  # a question about a tensor, such as its shape
         outputs = list(_tensors(result))
         inputs = list(_tensors([args, kwargs or {}]))
         self._kept += outputs

@@ -9,9 +9,9 @@ import typer
 from reidkit.atomic import output_directory
 from reidkit.cli import bench, console, data, evaluate, export, options, search, train, verify
 from reidkit.data import load_split
-from reidkit.deploy.bench import Latency
 from reidkit.deploy.verify import Parity
 from reidkit.evaluate import Report
+from reidkit.manifest import Latency
 from reidkit.report.contact_sheet import write_sheet
 
 _MARKER = ".reidkit-demo"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from reidkit.cli import console, options
+from reidkit.config import from_dict
 from reidkit.errors import ConfigError
 from reidkit.manifest import LicenceClass
 from reidkit.types import ColorOrder, InputSpec, ResizeFilter, Task
@@ -109,7 +110,8 @@ def _import_graph(
     stated = options.parse_size(size) if size is not None else graph_input_size(file, layout=layout)
     if stated is None:
         raise ConfigError(f"{file.name} takes crops of any size", fix="say which: --size 256x128 (height x width)")
-    spec = InputSpec(*stated, **({"resize": "bilinear"} | pixels))
+    values = {"height": stated[0], "width": stated[1], "resize": "bilinear", **pixels}
+    spec = from_dict(InputSpec, values, where="input")
     with console.progress_bar("importing") as progress:
         imported = import_onnx(
             file,

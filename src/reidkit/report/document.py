@@ -130,8 +130,8 @@ def _markdown(block: Block) -> str:
 def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:
     words = len(columns) - numbers
     rules = ["---"] * words + ["---:"] * numbers
-    cells = [columns, rules, *([_escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    head, *body = ([_escaped(cell) for cell in row] for row in (columns, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rules, *body))
 
 
 # What means something to Markdown anywhere in a line; an underscore inside a word does not.

@@ -132,7 +132,7 @@ def train(
         crops = _decode(split, recipe.input, on_decode).to(target)
         model = EmbeddingModel(recipe.model, identities=len(pids))
         if weights is not None:
-            model.backbone.load_state_dict(weights)
+            model.load_state_dict(weights, strict=False)
         model = model.to(target)
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         started = time.perf_counter()
