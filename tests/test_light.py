@@ -26,7 +26,7 @@ def run_without(hidden: set[str], code: str) -> subprocess.CompletedProcess[str]
 
 
 def light_modules() -> list[str]:
-    heavy = ("models", "train", "export")
+    heavy = ("checkpoints", "models", "train", "export")
     names = []
     for file in sorted(SOURCE.rglob("*.py")):
         parts = file.relative_to(SOURCE).with_suffix("").parts

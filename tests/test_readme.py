@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from foreign_checkpoints import (
+    make_fastreid_resnet,
+    make_torchreid_osnet,
+    make_torchvision_resnet,
+    save_fastreid,
+    save_torchreid,
+)
 from reidkit.cli import main
 from reidkit.cli.app import app
 
@@ -42,6 +50,21 @@ def write_network(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+def write_checkpoints(folder: Path) -> None:
+    """What others have trained, as they keep it: fast-reid, torchreid and torchvision."""
+    rng = np.random.default_rng(0)
+    save_fastreid(folder / "model_best.pth", make_fastreid_resnet(rng, era="2021-04", depth=18, ibn=True, classes=5))
+    (folder / "config.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: Baseline, BACKBONE: {NAME: build_resnet_backbone, DEPTH: 18x, WITH_IBN: true}, "
+        "HEADS: {POOL_LAYER: GlobalAvgPool, WITH_BNNECK: true}}\nINPUT: {SIZE_TEST: [256, 128]}\n"
+    )
+    save_torchreid(folder / "osnet_x0_25.pth", make_torchreid_osnet(rng, width=0.25))
+    drawn = make_torchvision_resnet(rng, depth=18)
+    torch.save(
+        {name: torch.from_numpy(np.asarray(array)) for name, array in drawn.items()}, folder / "resnet18-imagenet.pth"
+    )
+
+
 def test_every_command_of_the_tool_is_in_the_readme():
     every = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     assert {command[1] for command in commands()} == every - {"demo"}
@@ -52,6 +75,7 @@ def test_every_command_of_the_tool_is_in_the_readme():
 def test_commands_and_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_network(tmp_path / "network.onnx")
+    write_checkpoints(tmp_path)
     for program, *arguments in commands():
         assert program == "reid"
         status = main([*arguments, *SHORTER.get(arguments[0], [])])
@@ -62,5 +86,7 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         "people", "run", "people.reid", "accuracy.json", "latency.csv", "latency.png", "search.html", "search.png",
-        "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid",
+        "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid", "people-card.md", "people-card.html",
+        "model_best.pth", "config.yaml", "fastreid.reid", "osnet_x0_25.pth", "osnet.reid", "people.wts",
+        "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained",
     }  # fmt: skip

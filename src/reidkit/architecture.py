@@ -194,8 +194,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         require_one_of("kind of branches", self.branches, get_args(Branches))
-        resnet = isinstance(self.backbone, ResNetSpec)
-        if self.branches == "mgn" and not (resnet and self.backbone.non_local == "none"):
+        plain = isinstance(self.backbone, ResNetSpec) and self.backbone.non_local == "none"
+        if self.branches == "mgn" and not plain:
             raise ConfigError(
                 "MGN has another backbone", got=self.backbone, expected="a ResNet without non-local blocks"
             )
@@ -222,9 +222,11 @@ def read_model_spec(values: Mapping[str, Any], *, where: str = "architecture") -
 
 def _catalogue() -> dict[str, ModelSpec]:
     models: dict[str, ModelSpec] = {}
+    ibns: dict[str, Ibn] = {"": "none", "-ibn-a": "a", "-ibn-b": "b"}
+    variants: dict[str, OSNetVariant] = {"": "plain", "-ibn": "ibn", "-ain": "ain"}
     plain = HeadSpec(pooling="average")
     for depth in STAGE_BLOCKS:
-        for suffix, ibn in (("", "none"), ("-ibn-a", "a"), ("-ibn-b", "b")):
+        for suffix, ibn in ibns.items():
             models[f"resnet{depth}{suffix}"] = ModelSpec(ResNetSpec(depth=depth, ibn=ibn), plain)
         models[f"resnet{depth}-se"] = ModelSpec(ResNetSpec(depth=depth, ibn="none", se=True), plain)
     sbs = HeadSpec(pooling="gem", gem_learned=True)
@@ -236,8 +238,8 @@ def _catalogue() -> dict[str, ModelSpec]:
     models["mgn-r50-ibn"] = ModelSpec(ResNetSpec(depth=50, ibn="a"), parts, "mgn")
     torchreid = HeadSpec(pooling="average", embedding_dim=512, embedding_bias=True, relu=True)
     for width in OSNET_WIDTHS:
-        for suffix, variant in (("", "plain"), ("-ibn", "ibn"), ("-ain", "ain")):
-            models[f"osnet{suffix}-x{width:g}"] = ModelSpec(OSNetSpec(width=width, variant=variant), torchreid)
+        for suffix, variant in variants.items():
+            models[f"osnet{suffix}-x{width}"] = ModelSpec(OSNetSpec(width=width, variant=variant), torchreid)
     return models
 
 
@@ -297,6 +299,6 @@ def _backbone_in_words(spec: BackboneSpec) -> str:
             ]
             return f"ResNet-{spec.depth} with {', '.join(added)}"
         case OSNetSpec():
-            return f"OSNet{'' if spec.variant == 'plain' else '-' + spec.variant.upper()} x{spec.width:g}"
+            return f"OSNet{'' if spec.variant == 'plain' else '-' + spec.variant.upper()} x{spec.width}"
         case TimmSpec():
             return f"timm's {spec.name}"

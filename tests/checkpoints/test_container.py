@@ -543,3 +543,11 @@ def test_metadata_that_are_not_reidkits(tmp_path):
 def test_reading_prints_nothing(tmp_path, capfd):
     read_container(saved(tmp_path / "x.pth", {"model": state_dict()}, legacy=True))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_safetensors_file_whose_length_begins_as_a_pickle_does(tmp_path):
+    path, name = tmp_path / "model.safetensors", "w"
+    while not path.exists() or path.read_bytes()[:1] != b"\x80":
+        name += "w" * 8
+        save_file({name: torch.zeros(2)}, path)
+    assert read_container(path).kind == "safetensors"

@@ -35,7 +35,7 @@ def test_info(run, tiny_bundle):
     assert status == 0
     assert "32 x 16 (height x width)" in out
     assert "512-d" in out
-    assert "resnet depth=18 ibn=a" in out
+    assert "ResNet-18 with IBN-a, last stride 1" in out
     manifest = json.loads(run("info", tiny_bundle, "--json")[1])
     assert manifest["input"]["height"] == 32
     assert set(manifest["files"]) == {"model.onnx", "golden.npz", "weights.safetensors"}
@@ -143,8 +143,9 @@ def test_import_bad_options(run, tmp_path, arguments, message):
 
 
 def test_import_unknown_suffix(run, tmp_path):
+    (tmp_path / "x.tflite").write_bytes(b"TFL3" * 10)
     _, _, err = run("import", tmp_path / "x.tflite", "--out", tmp_path / "x.reid")
-    assert "Cannot tell what x.tflite is" in err
+    assert "x.tflite holds no weights that reidkit can read" in err
 
 
 def test_file_names_are_not_markup(run, tmp_path):

@@ -49,7 +49,7 @@ def test_resnets_cost_what_torchvision_says(depth, parameters, billions):
 @pytest.mark.parametrize(
     ("name", "middle", "parameters", "multiply_adds"),
     [
-        ("osnet-x1", (64, 96, 128), 2_193_616, 978_878_352),
+        ("osnet-x1.0", (64, 96, 128), 2_193_616, 978_878_352),
         ("osnet-x0.25", (16, 24, 32), 203_568, 82_316_000),
     ],
 )
@@ -138,7 +138,9 @@ def test_a_size_that_is_none(size):
 
 
 def test_a_crop_too_small_for_the_network():
-    with pytest.raises(ConfigError, match=r"OSNet x1; .* takes no crop of 16x8 \(height x width\)\n  got: .*too small"):
-        model_cost(CATALOGUE["osnet-x1"], (16, 8))
+    with pytest.raises(
+        ConfigError, match=r"OSNet x1.0; .* takes no crop of 16x8 \(height x width\)\n  got: .*too small"
+    ):
+        model_cost(CATALOGUE["osnet-x1.0"], (16, 8))
     with pytest.raises(InputError, match="The crops are too low for MGN"):
         model_cost(CATALOGUE["mgn-r50-ibn"], (16, 8))

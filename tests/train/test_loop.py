@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reidkit.architecture import HeadSpec, ModelSpec
-from reidkit.errors import DataError, ImageError, OutputError, RuntimeMissing, TrainingError
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
+from reidkit.errors import DataError, ImageError, ModelError, OutputError, RuntimeMissing, TrainingError
 from reidkit.models.checkpoint import load_checkpoint
 from reidkit.models.model import EmbeddingModel, Preprocess
 from reidkit.train import loop
@@ -377,3 +377,28 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(split, tmp
     with pytest.raises(OutputError, match=r"Cannot write .*run"):
         train(split, RECIPE, tmp_path / "run", on_decode=on_decode)
     assert (tmp_path / "run").read_text() == "a file"
+
+
+# -- starting from somebody's weights ----------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_backbone_of_a_checkpoint(split, tmp_path):
+    first = train(split, RECIPE, tmp_path / "first")
+    still = replace(RECIPE, seed=9, optim=Optim(epochs=0.5, lr=1e-12, warmup_epochs=0.0, weight_decay=0.0))
+    second = train(split, still, tmp_path / "second", init=first.checkpoint)
+    fresh = train(split, still, tmp_path / "fresh")
+    name = "backbone.layer3.0.conv1.weight"
+    torch.testing.assert_close(weights(second)[name], weights(first)[name], rtol=0, atol=1e-6)
+    assert not torch.allclose(weights(fresh)[name], weights(first)[name], atol=1e-3)
+    assert not torch.equal(weights(second)["heads.weight"], weights(first)["heads.weight"])  # other people, perhaps
+    init = load_checkpoint(second.checkpoint)[1].provenance.init
+    assert init is not None
+    assert init.startswith("model.safetensors, sha256 ")
+
+
+def test_a_backbone_that_is_another_is_refused_before_the_work(split, tmp_path):
+    first = train(split, RECIPE, tmp_path / "first")
+    plain = replace(RECIPE, model=ModelSpec(ResNetSpec(ibn="none")))
+    with pytest.raises(ModelError, match=r"do not fit the backbone that is to be trained: bn1 holds IBN-a there"):
+        train(split, plain, tmp_path / "second", init=first.checkpoint)
+    assert not (tmp_path / "second").exists()

@@ -92,10 +92,11 @@ def read_container(path: Path | str, *, key: str | None = None) -> Container:
 def _kind(path: Path, head: bytes, size: int) -> Kind:
     if not head:
         raise ModelError(f"{path} is empty", expected="a file of weights", fix=_COPY_AGAIN)
-    if head.startswith((b"PK\x03\x04", b"\x80")):
-        return "torch"
+    # Before pickle: the length of the header that a safetensors file begins with may begin with pickle's first byte.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
         return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "torch"
     if re.match(rb"\s*[0-9]+\s*(\n|$)", head):
         return "wts"
     what, fix = _foreign(path, head)

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from google.protobuf.message import DecodeError, EncodeError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reidkit.checkpoints.onnx_wiring import FLOATS, NORM_PARTS, Layer, array, file_layers, network_layers, squeezed
 from reidkit.errors import ModelError
+from reidkit.onnx_file import read_model
 
 _TOLERANCE = 1e-4
 """Largest difference between network and file, as a fraction of the largest value. Rounding stays below 1e-5."""
@@ -36,7 +36,7 @@ def onnx_tensors(path: Path | str) -> dict[str, Tensor]:
     """
     return {
         tensor.name: torch.from_numpy(array(tensor))
-        for tensor in _read(Path(path)).graph.initializer
+        for tensor in read_model(Path(path)).graph.initializer
         if tensor.data_type in FLOATS
     }
 
@@ -61,7 +61,7 @@ def weights_from_onnx(path: Path | str, model: nn.Module, size: tuple[int, int])
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().eval()
-    proto = _read(path)
+    proto = read_model(path)
     wanted = network.state_dict()
     found = _by_name(proto.graph, wanted)
     if found is None:
@@ -78,23 +78,6 @@ def weights_from_onnx(path: Path | str, model: nn.Module, size: tuple[int, int])
     network.load_state_dict(weights)
     _check_agreement(path, network, size)
     return weights
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist or is no file", expected="an ONNX file", fix="check the path")
-    try:
-        model = onnx.load(str(path), format="protobuf")
-        onnx.checker.check_model(model)
-    except DecodeError as error:
-        fix = "download or export it again"
-        raise ModelError(f"{path} is not an ONNX file, or is truncated", got=error, fix=fix) from None
-    except (onnx.checker.ValidationError, OSError, ValueError, EncodeError) as error:
-        got = str(error).partition("\n")[0]
-        raise ModelError(
-            f"{path} is not a valid ONNX graph with its weights", got=got, fix="export it again"
-        ) from error
-    return model
 
 
 def _by_name(graph: onnx.GraphProto, wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

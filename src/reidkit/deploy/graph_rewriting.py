@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from reidkit.deploy.foreign_graph import ImageInput, is_standard
+from reidkit.deploy.foreign_graph import ImageInput
+from reidkit.onnx_file import is_standard
 from reidkit.types import InputSpec
 
 Message = TypeVar("Message", onnx.ModelProto, onnx.NodeProto, onnx.TensorProto, onnx.SparseTensorProto)

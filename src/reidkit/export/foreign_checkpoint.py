@@ -88,4 +88,6 @@ def import_checkpoint(
     )
     facts = CheckpointFacts(foreign.spec, foreign.input, task, provenance)
     bundle = export_model(foreign.model, facts, out, name=out.stem, licence=licence, overwrite=overwrite)
-    return ImportedCheckpoint(bundle, foreign.findings, foreign.assumptions)
+    beside = ", ".join(f"{name} {value}" for name, value in foreign.extras.items())
+    said = (f"beside the weights the file says: {beside}",) if beside else ()
+    return ImportedCheckpoint(bundle, (*foreign.findings, *said), foreign.assumptions)

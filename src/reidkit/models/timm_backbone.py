@@ -49,26 +49,35 @@ def timm_backbone(spec: TimmSpec, *, pooled: bool) -> tuple[nn.Module, int]:
 
 
 def import_timm() -> Any:
-    """Imports timm; also beside a PyTorch without CUDA, where torchvision's wheel for CUDA cannot be imported as it is.
-
-    timm imports torchvision. On PyPI torchvision comes built for CUDA, and its library of operators does not load
-    beside a PyTorch built for processors only. That alone does torchvision no harm, but at its import it describes two
-    of those operators to PyTorch, which has never heard of them. Declaring them first is enough. Nothing can call
-    them: they have no implementation, so a call is an error, and no network that embeds crops suppresses boxes.
+    """Imports timm, which imports torchvision; see `import_torchvision`.
 
     Raises:
         ModuleNotFoundError: timm or torchvision is not installed.
     """
+    import_torchvision()
+    return importlib.import_module("timm")
+
+
+def import_torchvision() -> Any:
+    """Imports torchvision; also beside a PyTorch without CUDA, where its wheel for CUDA cannot be imported as it is.
+
+    On PyPI torchvision comes built for CUDA, and its library of operators does not load beside a PyTorch built for
+    processors only. That alone does torchvision no harm, but at its import it describes two of those operators to
+    PyTorch, which has never heard of them. Declaring them first is enough. Nothing can call them: they have no
+    implementation, so a call is an error, and no network that embeds crops suppresses boxes.
+
+    Raises:
+        ModuleNotFoundError: torchvision is not installed.
+    """
     cpu_only = torch.version.cuda is None and torch.version.hip is None
     try:
-        importlib.import_module("torchvision")
+        return importlib.import_module("torchvision")
     except RuntimeError as error:
         if not cpu_only or _ABSENT_OPERATOR not in str(error):
             raise
         _declare_box_operators()
         # The failed import left behind the parts of torchvision that had succeeded; they stay valid and are reused.
-        importlib.import_module("torchvision")
-    return importlib.import_module("timm")
+        return importlib.import_module("torchvision")
 
 
 def _declare_box_operators() -> None:
