@@ -13,6 +13,7 @@ from reidkit.architecture import (
     in_words,
     named_model,
     read_model_spec,
+    with_size,
 )
 from reidkit.config import to_dict
 from reidkit.errors import ConfigError
@@ -40,6 +41,19 @@ def test_the_last_feature_map_is_as_wide_as_the_last_stage(spec, dim):
         (ResNetSpec, {"last_stride": 0}, "The last stride cannot be this\n  got: 0\n  expected: 1 or 2"),
         (ResNetSpec, {"last_stride": 3}, "The last stride cannot be this\n  got: 3\n  expected: 1 or 2"),
         (ResNetSpec, {"non_local": "one"}, "Nobody has placed non-local blocks in a ResNet of this depth\n  got: 18"),
+        (
+            ResNetSpec,
+            {"depth": 50, "non_local": "one", "preactivation": True},
+            "A pre-activated ResNet has no non-local blocks\n  got: non_local one\n  expected: none",
+        ),
+        (
+            HeadSpec,
+            {"pooling": "average", "gem_learned": True},
+            "Only GeM has an exponent to learn\n  got: pooling ave",
+        ),
+        (HeadSpec, {"embedding_bias": True}, "There is no embedding layer to have a bias"),
+        (TimmSpec, {"size": (-1, 0)}, "The size of the crops is out of range\n  got: (-1, 0)"),
+        (ModelSpec, {"backbone": ResNetSpec(preactivation=True), "branches": "mgn"}, "MGN has another backbone"),
         (OSNetSpec, {"width": 0.3}, "No OSNet of this width\n  got: 0.3\n  expected: one of [1.0, 0.75"),
         (TimmSpec, {"name": ""}, "A timm backbone has no name"),
         (HeadSpec, {"gem_p": 0.0}, "GeM's exponent is out of range\n  got: 0.0\n  expected: above 0, at most 16"),
@@ -99,6 +113,20 @@ def test_a_network_of_timm_has_a_name_too():
 def test_a_name_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match=r"Unknown model 'osnet-x0.2'[\s\S]*did you mean 'osnet-x0.25'"):
         named_model("osnet-x0.2")
+
+
+@pytest.mark.parametrize("options", [None, 3, []])
+def test_a_flat_spec_of_the_first_schema_that_is_none(options):
+    with pytest.raises(ConfigError, match=r"architecture\.options has the wrong type"):
+        read_model_spec({"family": "resnet", "options": options})
+
+
+def test_only_a_network_of_timm_is_built_for_a_size():
+    assert with_size(named_model("resnet18"), (64, 32)) == named_model("resnet18")
+    sized = with_size(named_model("timm:vit_tiny_patch16_224"), (64, 32))
+    assert sized.backbone == TimmSpec(name="vit_tiny_patch16_224", size=(64, 32))
+    assert with_size(sized, (32, 32)) == sized
+    assert "for 64x32" in in_words(sized)
 
 
 def test_a_spec_in_words():

@@ -18,6 +18,12 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "m.reid").path
 
 
+ACCURACY = {
+    "dataset": "d", "protocol": "p", "metric": "cosine", "runtime": "r", "precision": "float32", "device": "cpu",
+    "rank1": 0.5, "mAP": 0.5, "mINP": 0.5, "queries": 1, "gallery": 1,
+}  # fmt: skip
+
+
 def refusal(path: Path | str) -> str:
     with pytest.raises(BundleError) as caught:
         open_bundle(path)
@@ -166,6 +172,10 @@ class TestTampering:
                 "Unknown value of manifest.json.architecture.backbone",
             ),
             ({"architecture": {"backbone": {"depth": 18}}}, "Missing in manifest.json.architecture.backbone: family"),
+            ({"cost": {"parameters": 10**400}}, "The number of parameters is out of range"),
+            ({"cost": {"parameters": -5}}, "The number of parameters is out of range"),
+            ({"accuracy": [ACCURACY | {"mAP": 1.5}]}, "mAP is out of range\n"),
+            ({"accuracy": [ACCURACY | {"rank1": float("nan")}]}, "rank1 is out of range\n"),
             ({"taks": "person"}, "Unknown key 'manifest.json.taks'"),
             ({"task": "dog"}, "Unknown value of manifest.json.task: 'dog'"),
             ({"embedding": {"dim": "5"}}, "manifest.json.embedding.dim has the wrong type"),

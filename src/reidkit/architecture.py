@@ -84,6 +84,11 @@ class ResNetSpec:
                 expected=f"one of {list(NON_LOCAL_BLOCKS)}",
             )
 
+        if self.preactivation and self.non_local != "none":
+            raise ConfigError(
+                "A pre-activated ResNet has no non-local blocks", got=f"non_local {self.non_local}", expected="none"
+            )
+
     @property
     def bottleneck(self) -> bool:
         """Whether its blocks are bottlenecks, which widen their output four times."""
@@ -137,6 +142,8 @@ class TimmSpec:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("A timm backbone has no name", expected="such as convnext_tiny")
+        if self.size is not None and not all(1 <= side <= 8192 for side in self.size):
+            raise ConfigError("The size of the crops is out of range", got=self.size, expected="1 to 8192 pixels each")
 
 
 BackboneSpec: TypeAlias = ResNetSpec | OSNetSpec | TimmSpec
@@ -170,6 +177,11 @@ class HeadSpec:
         # x ** 16 leaves float32 at x = 256.
         if not (math.isfinite(self.gem_p) and 0 < self.gem_p <= 16):
             raise ConfigError("GeM's exponent is out of range", got=self.gem_p, expected="above 0, at most 16")
+        if self.gem_learned and self.pooling != "gem":
+            fix = "take pooling gem, or a fixed exponent"
+            raise ConfigError("Only GeM has an exponent to learn", got=f"pooling {self.pooling}", fix=fix)
+        if self.embedding_bias and not self.embedding_dim:
+            raise ConfigError("There is no embedding layer to have a bias", got="embedding_dim 0", fix="give its width")
         if not 0 <= self.embedding_dim <= 65_536:
             raise ConfigError(
                 "The width of the embedding layer is out of range", got=self.embedding_dim, expected="0 to 65536"
@@ -194,10 +206,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         require_one_of("kind of branches", self.branches, get_args(Branches))
-        plain = isinstance(self.backbone, ResNetSpec) and self.backbone.non_local == "none"
+        resnet = self.backbone if isinstance(self.backbone, ResNetSpec) else None
+        plain = resnet is not None and resnet.non_local == "none" and not resnet.preactivation
         if self.branches == "mgn" and not plain:
             raise ConfigError(
-                "MGN has another backbone", got=self.backbone, expected="a ResNet without non-local blocks"
+                "MGN has another backbone", got=self.backbone, expected="a plain ResNet without non-local blocks"
             )
         if self.head.pooling == "own" and not isinstance(self.backbone, TimmSpec):
             raise ConfigError(
@@ -215,6 +228,8 @@ def read_model_spec(values: Mapping[str, Any], *, where: str = "architecture") -
         return from_dict(ModelSpec, values, where=where)
     if values.get("family") != "resnet":
         raise unknown_name("architecture family", str(values.get("family")), ["resnet"])
+    if not isinstance(values["options"], Mapping):
+        raise ConfigError(f"{where}.options has the wrong type", got=repr(values["options"]), expected="a table")
     options = dict(values["options"])
     head = {name: options.pop(name) for name in ("pooling", "gem_p", "gem_learned") if name in options}
     return from_dict(ModelSpec, {"backbone": {"family": "resnet", **options}, "head": head}, where=where)
@@ -266,6 +281,13 @@ CLASSIFIERS = frozenset({"heads.weight", *(f"{part}_head.weight" for part in MGN
 """Names of the weights that only training needs: one row for each training identity."""
 
 
+def with_size(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:
+    """The spec for crops of a height and width, which some of timm's networks are built for; others take any."""
+    if isinstance(spec.backbone, TimmSpec) and spec.backbone.size is None:
+        return replace(spec, backbone=replace(spec.backbone, size=size))
+    return spec
+
+
 def in_words(spec: ModelSpec) -> str:
     """A spec as a person would say it: "ResNet-50 with IBN-a, last stride 1; learned GeM, BNneck"."""
     head = spec.head
@@ -301,4 +323,4 @@ def _backbone_in_words(spec: BackboneSpec) -> str:
         case OSNetSpec():
             return f"OSNet{'' if spec.variant == 'plain' else '-' + spec.variant.upper()} x{spec.width}"
         case TimmSpec():
-            return f"timm's {spec.name}"
+            return f"timm's {spec.name}" + (f" for {spec.size[0]}x{spec.size[1]}" if spec.size else "")

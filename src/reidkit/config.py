@@ -67,6 +67,7 @@ def load_toml(
     kind: type[T],
     path: Path | str,
     *,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     instead: Mapping[str, Any] = MappingProxyType({}),
     overrides: Sequence[str] = (),
 ) -> T:
@@ -75,6 +76,7 @@ def load_toml(
     Args:
         kind: a dataclass type.
         path: of the file.
+        defaults: whole tables for those that the file does not have.
         instead: whole tables that take the place of the file's.
         overrides: assignments such as `optim.lr=1e-3`, made last.
 
@@ -88,7 +90,7 @@ def load_toml(
         raise ConfigError(f"No such file: {path}", fix="check the path") from None
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as TOML", got=error) from error
-    return from_dict(kind, with_overrides({**values, **instead}, overrides))
+    return from_dict(kind, with_overrides({**defaults, **values, **instead}, overrides))
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

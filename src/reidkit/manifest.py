@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -95,6 +96,11 @@ class Accuracy:
     gallery: int
     tta: Tta = "none"
 
+    def __post_init__(self) -> None:
+        for name in ("rank1", "mAP", "mINP"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="0 to 1")
+
 
 @dataclass(frozen=True, slots=True)
 class Latency:
@@ -124,6 +130,11 @@ class Latency:
     images_per_second: float
     runs: int
 
+    def __post_init__(self) -> None:
+        for name in ("median_ms", "p90_ms", "images_per_second"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="0 or above, finite")
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -137,6 +148,11 @@ class Cost:
 
     parameters: int
     multiply_adds: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("parameters", self.parameters), ("multiply_adds", self.multiply_adds or 0)):
+            if not 0 <= value < 1 << 63:
+                raise ConfigError(f"The number of {name} is out of range", got=value, expected="0 to 2**63")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -295,7 +296,7 @@ def test_what_the_process_allows_elsewhere_is_not_allowed_here_and_is_kept(tmp_p
             {"state_dict": state_dict(), "state_dict_ema": state_dict(), "epoch": 1},
             "x.pth holds 2 sets of weights: state_dict, state_dict_ema\n"
             "  got: the keys state_dict, state_dict_ema, epoch\n  expected: one set\n"
-            "  to do: say which one: key='state_dict'",
+            "  to do: say which one: --key state_dict",
         ),
         ({"a": torch.ones(1), "epoch": 3}, "x.pth: epoch, among the weights, is no tensor\n  got: int 3"),
         ({"model": {"a": None}}, "x.pth: a, among the weights, is no tensor\n  got: a NoneType"),
@@ -315,14 +316,6 @@ def test_what_the_process_allows_elsewhere_is_not_allowed_here_and_is_kept(tmp_p
             "a is a tensor that weights cannot be\n  got: sparse\n  expected: dense real",
         ),
         ({"a": torch.ones(2, device="meta")}, "a is a tensor that weights cannot be\n  got: without data"),
-        (
-            {"a": torch.ones(1), "b": torch.tensor([1.0, np.nan]), "c": torch.tensor(-np.inf)},
-            "x.pth: 2 of 3 tensors have values that are not finite\n  got: b, c\n",
-        ),
-        (
-            {f"w{index}": torch.tensor(np.nan) for index in range(6)},
-            "6 of 6 tensors have values that are not finite\n  got: w0, w1, w2, w3 and 2 more\n",
-        ),
         (
             {"a": torch.ones(1).expand(10**6, 10**6)},
             "x.pth: a unpacks to far more than the file holds\n  got: (1000000, 10",
@@ -377,9 +370,9 @@ def test_the_prefix_goes_when_every_name_has_it_and_only_once(tmp_path):
     assert_equal(container.tensors, state_dict("module."))
     assert container.notes == ("the prefix 'module.' was taken off all 3 names",)
     mixed = {**state_dict("module."), "extra": torch.ones(1)}
-    container = read_container(saved(tmp_path / "y.pth", mixed))
-    assert list(container.tensors) == list(mixed)
-    assert container.notes == ()
+    assert "y.pth: 3 of 4 names begin with module.\n  got: without it: extra\n" in refusal(
+        saved(tmp_path / "y.pth", mixed)
+    )
 
 
 # What is not a file of weights
@@ -466,11 +459,10 @@ def test_other_files_are_refused_by_what_they_are(content, message, tmp_path):
 
 
 def test_an_onnx_graph_is_sent_to_import(tmp_path):
-    onnx = pytest.importorskip("onnx")
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
     onnx.save(model, tmp_path / "x.onnx")
     assert "got: an ONNX graph" in refusal(tmp_path / "x.onnx")
-    assert "to do: `reid import x.onnx` takes such graphs" in refusal(tmp_path / "x.onnx")
+    assert "to do: rename it to x.onnx: then `reid import` takes it as a graph" in refusal(tmp_path / "x.onnx")
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

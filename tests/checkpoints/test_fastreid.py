@@ -9,13 +9,15 @@ import torch
 from numpy.random import default_rng
 
 from foreign_checkpoints import Drawn, make_fastreid_mgn, make_fastreid_resnet, prefixed, save_fastreid
+from foreign_layouts import ERAS
 from numpy_networks import fastreid_mgn, fastreid_resnet
 from reidkit.architecture import ResNetSpec
 from reidkit.checkpoints import fastreid
-from reidkit.checkpoints.fastreid_eras import ERAS
-from reidkit.checkpoints.loading import Foreign, load_foreign, starting_weights
+from reidkit.checkpoints.loading import Foreign, load_foreign
 from reidkit.checkpoints.reading import Reading
+from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ConfigError, ModelError
+from reidkit.types import Task
 
 SPANS = {
     "2020-08": "fastreid-2020",
@@ -35,8 +37,9 @@ def plain() -> Drawn:
     return drawn()
 
 
-def read(tensors: Drawn, dialect: str | None = None, config: Path | None = None) -> Reading:
-    return fastreid.read({n: torch.from_numpy(a) for n, a in tensors.items()}, dialect=dialect, config=config)
+def read(tensors: Drawn, dialect: str | None = None, config: Path | None = None, task: Task = "person") -> Reading:
+    named = {n: torch.from_numpy(a) for n, a in tensors.items()}
+    return fastreid.read(named, dialect=dialect, config=config, task=task)
 
 
 def load(tmp_path: Path, tensors: Drawn, **options: Any) -> Foreign:
@@ -58,7 +61,7 @@ def test_every_era_gives_what_the_straight_line_network_gives(tmp_path: Path, er
     tensors = drawn(era=era, depth=18, ibn=True, classes=3)
     dialect = SPANS[era]
     loaded = load(tmp_path, tensors, dialect=dialect)
-    pool, neck = ERAS[dialect].max_pool, ERAS[dialect].neck
+    pool, neck = ERAS[era].max_pool, ERAS[era].neck
     check(loaded, fastreid_resnet, tensors, depth=18, ibn=True, max_pool=pool, neck=neck)
     assert loaded.dialect == dialect
     assert loaded.extras["epoch"] == 119
@@ -102,7 +105,7 @@ def test_mgn(tmp_path: Path) -> None:
     tensors = make_fastreid_mgn(default_rng(0), classes=2)
     loaded = load(tmp_path, tensors)
     check(loaded, fastreid_mgn, tensors)
-    assert loaded.dialect == "fastreid-mgn"
+    assert loaded.dialect == "fastreid-mgn, fastreid-2021-03"
     with pytest.raises(ModelError, match="fit no single backbone"):
         starting_weights(tmp_path / "model.pth", ResNetSpec(depth=50))
     with pytest.raises(ModelError, match="an MGN and is offered as fastreid\n"):
@@ -122,8 +125,10 @@ def test_distilled(tmp_path: Path) -> None:
     loaded = load(tmp_path, tensors)
     check(loaded, fastreid_resnet, tensors, depth=18, preactivation=True, pooling="gem")
     assert isinstance(loaded.spec.backbone, ResNetSpec)
+    # Where the ReLUs stand changes nothing behind the last of them, so the numbers alone would not show it.
     assert loaded.spec.backbone.preactivation
-    assert loaded.dialect == "fastreid-distilled"
+    assert loaded.spec.backbone.non_local == "none"
+    assert loaded.dialect == "fastreid-distilled, fastreid-2021-03"
     assert loaded.input.height == 256
     assert any("28 tensors that only a distiller needs were left out" in finding for finding in loaded.findings)
 
@@ -141,8 +146,25 @@ def test_a_distilled_checkpoint_offered_as_plain_is_refused(tmp_path: Path, plai
     config.write_text("MODEL: {BACKBONE: {NAME: build_resnet_backbone_distill}}")
     with pytest.raises(ModelError, match=r"offered as fastreid\n.*build_resnet_backbone_distill in"):
         read(plain, "fastreid", config)
-    assert read(plain, config=config).dialect == "fastreid-distilled"
-    assert read(plain, "fastreid-distilled").dialect == "fastreid-distilled"
+    for reading in (read(plain, config=config), read(plain, "fastreid-distilled")):
+        assert reading.dialect == "fastreid-distilled, fastreid-2021-03"
+        assert isinstance(reading.spec.backbone, ResNetSpec)
+        assert reading.spec.backbone.preactivation
+
+
+def test_a_distilled_network_does_not_run_its_non_local_blocks(tmp_path: Path) -> None:
+    tensors = drawn(era="2021-01", depth=50, non_local=True, pooling="gem", classes=2)
+    loaded = load(tmp_path, tensors, dialect="fastreid-distilled")
+    check(loaded, fastreid_resnet, tensors, depth=50, preactivation=True, pooling="gem")
+    assert isinstance(loaded.spec.backbone, ResNetSpec)
+    assert (loaded.spec.backbone.preactivation, loaded.spec.backbone.non_local) == (True, "none")
+    # Five blocks: eight weights and biases, and a batch normalisation of five tensors.
+    assert sum(name.startswith("backbone.NL_") for name in tensors) == 65
+    assert any(finding.startswith("65 tensors of non-local blocks") for finding in loaded.findings)
+    assert loaded.dialect == "fastreid-distilled, fastreid-2020-12"
+    config = tmp_path / "config.yaml"
+    config.write_text("MODEL: {BACKBONE: {NAME: build_resnet_backbone_distill, WITH_NL: true}}")
+    assert read(tensors, config=config).spec.backbone == loaded.spec.backbone
 
 
 def test_the_wrong_era_is_refused_and_names_the_keys(plain: Drawn) -> None:
@@ -179,6 +201,15 @@ def test_two_names_for_one_thing_are_refused(plain: Drawn) -> None:
     bnneck = {n.replace("bottleneck.0", "bnneck"): a for n, a in plain.items() if "bottleneck.0" in n}
     with pytest.raises(ModelError, match=r"heads.bnneck.\* and heads.bottleneck.0.\*"):
         read({**plain, **bnneck})
+    old = drawn(era="2020-08", classes=3)
+    for order in (1, -1):  # whichever comes last
+        tensors = dict([*old.items(), ("heads.bottleneck.0.running_mean", np.ones(512, np.float32))][::order])
+        with pytest.raises(
+            ModelError, match=r"Two tensors of the file are one weight.*\n.*\n  expected: one of them"
+        ) as caught:
+            read(tensors)
+        for name in ("heads.bnneck.running_mean", "heads.bottleneck.0.running_mean"):
+            assert name in str(caught.value)
 
 
 def test_the_old_reduction_head_is_refused_by_name() -> None:
@@ -186,10 +217,29 @@ def test_the_old_reduction_head_is_refused_by_name() -> None:
         read(drawn(era="2020-08", embedding_dim=16))
 
 
-def test_without_a_neck(tmp_path: Path) -> None:
+def test_a_missing_neck_is_refused_until_somebody_says_so(tmp_path: Path) -> None:
     tensors = drawn(with_bnneck=False, classes=3)
-    loaded = load(tmp_path, tensors)
-    check(loaded, fastreid_resnet, tensors, depth=18, neck="none")
+    with pytest.raises(ModelError, match=r"no BNneck \(heads.bottleneck.0.\*\).*say --set head.neck=false"):
+        load(tmp_path, tensors)
+    check(load(tmp_path, tensors, overrides=["head.neck=false"]), fastreid_resnet, tensors, depth=18, neck="none")
+    with pytest.raises(ModelError, match=r"5 missing: heads.bottleneck.0.\* \(5\)"):
+        load(tmp_path, tensors, overrides=["head.neck=true"])
+    config = tmp_path / "config.yaml"
+    config.write_text("MODEL: {HEADS: {NAME: EmbeddingHead}}")
+    assert "head.neck" in read(tensors, config=config).undecided
+    config.write_text("MODEL: {HEADS: {WITH_BNNECK: false}}")
+    check(load(tmp_path, tensors, config=config), fastreid_resnet, tensors, depth=18, neck="none")
+    with pytest.raises(ModelError, match=r"no BNneck \(heads.bottleneck.1.\*\)"):
+        load(tmp_path, drawn(embedding_dim=16, with_bnneck=False, classes=3))
+
+
+def test_an_embedding_layer_with_a_bias_is_no_fast_reids() -> None:
+    tensors = drawn(embedding_dim=16, classes=3)
+    bias = {"heads.bottleneck.0.bias": np.ones(16, np.float32)}
+    with pytest.raises(
+        ModelError, match=r"no fast-reid.*\n  got: heads.bottleneck.0.bias\n(.*\n)*.*with its JSON beside"
+    ):
+        read({**tensors, **bias})
 
 
 def test_buffers_are_the_normalisation_and_must_be_usable() -> None:
@@ -199,6 +249,28 @@ def test_buffers_are_the_normalisation_and_must_be_usable() -> None:
     tensors["pixel_std"] = np.zeros((1, 3, 1, 1), np.float32)
     with pytest.raises(ModelError, match="pixel_std cannot be used"):
         read(tensors)
+
+
+def test_the_default_normalisation_is_two_assumptions(tmp_path: Path, plain: Drawn) -> None:
+    keys = {a.key for a in read(plain).assumptions}
+    assert {"input.mean", "input.std"} <= keys
+    loaded = load(tmp_path, plain, overrides=["input.mean=[127.5, 127.5, 127.5]"])
+    assert loaded.input.std == (58.395, 57.12, 57.375)
+    assert [text for text in loaded.assumptions if "ImageNet" in text] == [
+        "ImageNet's standard deviation, fast-reid's default (otherwise: --set input.std=[127.5, 127.5, 127.5])"
+    ]
+
+
+def test_recipes_for_vehicles(tmp_path: Path) -> None:
+    learned = read(drawn(pooling="gem", classes=2), task="vehicle")
+    assert (learned.input.height, learned.input.width) == (256, 256)
+    assert any("256 x 256, as in VeRi, VehicleID and VERI-Wild" in str(a) for a in learned.assumptions)
+    fixed = read(drawn(classes=2), task="vehicle")
+    assert (fixed.spec.head.pooling, fixed.spec.head.gem_learned) == ("gem", False)
+    config = tmp_path / "config.yaml"
+    config.write_text("MODEL: {HEADS: {POOL_LAYER: avgpool}}\nINPUT: {SIZE_TEST: [320, 320]}")
+    said = read(drawn(classes=2), config=config, task="vehicle")
+    assert (said.spec.head.pooling, said.input.height, said.input.width) == ("average", 320, 320)
 
 
 def test_recipes_without_a_config() -> None:
@@ -215,7 +287,8 @@ def test_overrides_take_the_place_of_assumptions(tmp_path: Path, plain: Drawn) -
     loaded = load(tmp_path, plain, overrides=overrides)
     check(loaded, fastreid_resnet, plain, depth=18, max_pool="pad", pooling="max", last_stride=2)
     assert loaded.input.height == 384
-    assert not any("backbone.max_pool" in text or "last_stride" in text for text in loaded.assumptions)
+    left = {text.partition("otherwise: --set ")[2].partition("=")[0] for text in loaded.assumptions}
+    assert {key for key in left if key} == {"input.mean", "input.std"}
     with pytest.raises(ModelError, match=r"do not fit the network\n  got: \d+ missing: backbone"):
         load(tmp_path, plain, overrides=["backbone.ibn=a"])
     with pytest.raises(ConfigError, match="max_poll"):

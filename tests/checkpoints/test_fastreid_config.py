@@ -7,10 +7,11 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-from foreign_checkpoints import make_fastreid_resnet
+from foreign_checkpoints import Drawn, make_fastreid_resnet, make_torchreid_osnet, save_fastreid
 from reidkit.architecture import ResNetSpec
 from reidkit.checkpoints import fastreid
 from reidkit.checkpoints.fastreid_config import read_config
+from reidkit.checkpoints.loading import load_foreign
 from reidkit.checkpoints.reading import Reading
 from reidkit.errors import ConfigError, ModelError
 
@@ -47,12 +48,35 @@ def test_what_no_tensor_shows_is_taken_from_the_config(tmp_path: Path) -> None:
     assert [a.key for a in reading.assumptions] == ["backbone.max_pool"]
 
 
-def test_missing_keys_have_fast_reids_defaults(tmp_path: Path) -> None:
+def test_missing_keys_have_fast_reids_defaults_and_each_is_said(tmp_path: Path) -> None:
     reading = read(written(tmp_path, "MODEL: {}"))
     assert isinstance(reading.spec.backbone, ResNetSpec)
     assert reading.spec.backbone.last_stride == 1
     assert reading.spec.head.pooling == "average"
     assert (reading.input.height, reading.input.width) == (256, 128)
+    defaults = {a.key for a in reading.assumptions if "fast-reid's default, as the config does not say" in a.text}
+    assert defaults == {"head.pooling", "backbone.last_stride", "input.height", "input.mean", "input.std"}
+    one = read(written(tmp_path, "MODEL: {PIXEL_MEAN: [127.5, 127.5, 127.5]}"))
+    assert "input.std" in {a.key for a in one.assumptions}
+    assert "input.mean" not in {a.key for a in one.assumptions}
+    with pytest.raises(ConfigError, match="The last stride cannot be this"):
+        read(written(tmp_path, "MODEL: {BACKBONE: {LAST_STRIDE: 0}}"))
+
+
+def test_a_config_that_says_nothing_decides_nothing(tmp_path: Path) -> None:
+    old = {"era": "2020-08", "depth": 50, "non_local": True}
+    assert "head.pooling" in read(written(tmp_path, "MODEL: {}"), **old).undecided
+    said = read(written(tmp_path, "MODEL: {HEADS: {POOL_LAYER: avgpool}}"), **old)
+    assert (said.spec.head.pooling, dict(said.undecided)) == ("average", {})
+
+
+def test_the_old_gempool_was_learned(tmp_path: Path) -> None:
+    config = written(tmp_path, "MODEL: {HEADS: {POOL_LAYER: gempool}}")
+    old = make_fastreid_resnet(default_rng(0), era="2020-08", depth=18, classes=2)
+    save_fastreid(tmp_path / "old.pth", old)
+    with pytest.raises(ModelError, match=r"1 missing: heads.pool_layer.p"):
+        load_foreign(tmp_path / "old.pth", config=config)
+    assert not read(config, era="2021-01").spec.head.gem_learned
 
 
 @pytest.mark.parametrize(
@@ -99,12 +123,27 @@ def test_buffers_in_the_file_win(tmp_path: Path) -> None:
         ("BACKBONE: {WITH_SE: true}", "wrong WITH_SE"),
         ("HEADS: {EMBEDDING_DIM: 256}", "wrong EMBEDDING_DIM\n  got: EMBEDDING_DIM: 256 in the config, 0 in the file"),
         ("HEADS: {WITH_BNNECK: false}", "wrong WITH_BNNECK"),
+        (
+            "BACKBONE: {NAME: build_osnet_backbone, DEPTH: x1_0}",
+            r"wrong BACKBONE.NAME\n  got: BACKBONE.NAME: build_osnet_backbone in the config, a ResNet in the file",
+        ),
         ("META_ARCHITECTURE: MGN", "config and the checkpoint are of different networks"),
     ],
 )
 def test_a_config_of_another_network_is_refused(tmp_path: Path, entry: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read(written(tmp_path, f"MODEL: {{{entry}}}"))
+
+
+def test_an_osnet_with_the_config_of_a_resnet_is_refused(tmp_path: Path) -> None:
+    osnet: Drawn = {f"backbone.{n}": a for n, a in make_torchreid_osnet(default_rng(0)).items() if n[:2] != "fc"}
+    config = written(tmp_path, "MODEL: {BACKBONE: {NAME: build_resnet_backbone}}")
+    with pytest.raises(ModelError, match=r"wrong BACKBONE.NAME\n.*an OSNet in the file"):
+        fastreid.read({name: torch.from_numpy(array) for name, array in osnet.items()}, config=config)
+
+
+def test_a_cropless_config_is_fine(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, "MODEL: {}\nINPUT: {CROP: {ENABLED: false}}")).size is None
 
 
 def test_a_non_local_network_with_a_config_without(tmp_path: Path) -> None:
@@ -159,7 +198,17 @@ def test_code_in_a_config_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "cannot be read as YAML"), ("- 1", "is no config of fast-reid")]
+    ("text", "message"),
+    [
+        ("a: [1", "cannot be read as YAML"),
+        ("- 1", "is no config of fast-reid"),
+        (
+            "OUTPUT_DIR: x\nSOLVER: {}",
+            r"is no config of fast-reid: it says nothing of a MODEL\n  got: OUTPUT_DIR, SOLVER",
+        ),
+        ("MODEL:", "it says nothing of a MODEL"),
+        ("MODEL: {}\nINPUT: {CROP: {ENABLED: true, SIZE: [224, 224]}}", "got: INPUT.CROP.ENABLED true"),
+    ],
 )
 def test_other_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -16,7 +16,8 @@ from foreign_checkpoints import (
 )
 from numpy_networks import torchvision_resnet
 from reidkit.architecture import OSNetSpec, ResNetSpec
-from reidkit.checkpoints.loading import load_foreign, starting_weights
+from reidkit.checkpoints.loading import load_foreign
+from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ModelError
 
 PLAIN = ResNetSpec(depth=18, ibn="none")
@@ -43,6 +44,9 @@ def test_a_plain_resnet_is_a_network(tmp_path: Path, ibn: bool) -> None:
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
     assert loaded.spec.backbone == ResNetSpec(depth=18, ibn="a" if ibn else "none", last_stride=2, max_pool="pad")
     assert "not trained for re-identification" in loaded.assumptions[0]
+    assert "no anti-aliased down-sampling: timm's resnetaa and resnetblur have the same names" in loaded.assumptions
+    for key in ("input.mean", "input.std"):
+        assert any(f"--set {key}=[0.5, 0.5, 0.5]" in text for text in loaded.assumptions)
     assert any("as before PyTorch 0.4.1" in finding for finding in loaded.findings)
 
 

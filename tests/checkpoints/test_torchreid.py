@@ -12,6 +12,7 @@ from foreign_checkpoints import Drawn, make_torchreid_osnet, make_torchreid_resn
 from numpy_networks import torchreid_osnet, torchreid_resnet50
 from reidkit.architecture import OSNetSpec, ResNetSpec
 from reidkit.checkpoints import torchreid
+from reidkit.checkpoints.detection import source_of
 from reidkit.checkpoints.loading import Foreign, load_foreign
 from reidkit.errors import ModelError
 
@@ -55,6 +56,26 @@ def test_resnet50(tmp_path: Path, fc512: bool) -> None:
     assert isinstance(loaded.spec.backbone, ResNetSpec)
     assert loaded.spec.backbone.last_stride == (1 if fc512 else 2)
     assert any(f"--set backbone.last_stride={2 if fc512 else 1}" in text for text in loaded.assumptions)
+
+
+def test_a_resnet_without_its_classifier_is_torchreids_when_that_is_said(tmp_path: Path) -> None:
+    tensors = make_torchreid_resnet50(default_rng(0))
+    headless = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
+    named = {name: torch.from_numpy(array) for name, array in headless.items()}
+    source, reason = source_of(named, file="x", dialect="torchreid")
+    assert (source.name, reason) == ("torchreid", "a ResNet, and --dialect")
+    assert source_of(named, file="x")[0].name == "torchvision, timm or IBN-Net"
+    loaded = load(tmp_path, headless, dialect="torchreid")
+    assert any("last stride 2, as in torchreid's ResNets" in text for text in loaded.assumptions)
+    with pytest.raises(ModelError, match=r"2 unexpected: backbone.fc.\* \(2\)"):
+        load(tmp_path, {**headless, "fc.weight": np.ones((5, 2048)), "fc.bias": np.ones(5)}, dialect="torchreid")
+
+
+def test_mean_and_std_are_assumed_one_by_one(tmp_path: Path) -> None:
+    loaded = load(tmp_path, make_torchreid_osnet(default_rng(0)), overrides=["input.mean=[0.5, 0.5, 0.5]"])
+    assert [text for text in loaded.assumptions if "ImageNet" in text] == [
+        "ImageNet's standard deviation, torchreid's default (otherwise: --set input.std=[0.5, 0.5, 0.5])"
+    ]
 
 
 def test_what_is_not_torchreids_or_not_reidkits(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from reidkit.bundle import open_bundle
+from small_bundle import sign
 
 
 def is_png(path):
@@ -151,3 +152,20 @@ def test_import_unknown_suffix(run, tmp_path):
 def test_file_names_are_not_markup(run, tmp_path):
     _, _, err = run("info", tmp_path / "[red]x[/nothing].reid")
     assert "[red]x[/nothing].reid does not exist" in err
+
+
+def test_info_shows_a_strangers_words_as_words(run, tiny_bundle, tmp_path):
+    """A manifest that is signed rightly may still say anything."""
+    folder = tmp_path / "x.reid"
+    shutil.copytree(tiny_bundle, folder)
+    accuracy = {
+        "dataset": "[bold]d", "protocol": "p", "metric": "cosine", "runtime": "[/red]", "precision": "float32",
+        "device": "cpu", "rank1": 0.5, "mAP": 0.5, "mINP": 0.5, "queries": 1, "gallery": 1,
+    }  # fmt: skip
+    sign(folder, {"name": "\x1b[2J\u202ex", "accuracy": [accuracy], "provenance": {"init": "resnet50.pth"}})
+    status, out, _ = run("info", folder)
+    assert status == 0
+    assert "measured ([/red])" in out
+    assert "[bold]d" in out
+    assert "resnet50.pth" in out
+    assert "\x1b" not in out

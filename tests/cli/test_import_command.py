@@ -67,7 +67,10 @@ def test_a_checkpoint_becomes_a_bundle_that_says_how(run, checkpoint, tmp_path):
     [
         (["--layout", "nchw"], "--layout says nothing about a checkpoint"),
         (["--output", "x"], "--output says nothing about a checkpoint"),
-        (["--architecture", "resnet18"], "Only an ONNX file needs to be told its architecture"),
+        (["--architecture", "resnet18"], "missing"),
+        (["--architecture", "resnet19"], "Unknown model 'resnet19'"),
+        (["--architecture", "resnet18", "--dialect", "fastreid"], "leave --config and --dialect out"),
+        (["--key", "weights"], "has no weights under 'weights'"),
         (["--size", "64"], "Cannot read --size"),
         (["--mean", "1,2"], "Cannot read --mean"),
         (["--dialect", "fastreed"], "Unknown dialect 'fastreed'"),

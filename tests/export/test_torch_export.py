@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import reidkit
-from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
+from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, ResNetSpec
 from reidkit.bundle import open_bundle
 from reidkit.errors import BundleError, ModelError, OutputError
-from reidkit.export.torch_export import OPSET, export_checkpoint, export_model
+from reidkit.export.torch_export import OPSET, export_checkpoint, export_model, onnx_graph
 from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import CheckpointFacts, load_deployed, save_checkpoint
-from reidkit.models.model import EmbeddingModel
+from reidkit.models.model import DeployedModel, EmbeddingModel, build_model
 from reidkit.types import InputSpec
 
 
@@ -74,6 +74,15 @@ def test_the_graph_keeps_to_plain_onnx(graph):
         *("Add", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Flatten", "InstanceNormalization", "MaxPool"),
         *("Mul", "Pow", "ReduceMean", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
     }, operators
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "average+max"])
+def test_no_pooling_brings_arithmetic_on_shapes(pooling):
+    head = HeadSpec(pooling=pooling, embedding_dim=8)
+    model = DeployedModel(build_model(ModelSpec(OSNetSpec(width=0.25), head)), InputSpec(32, 16)).eval()
+    graph = onnx.load_from_string(onnx_graph(model, InputSpec(32, 16)))
+    operators = {node.op_type for node in graph.graph.node}
+    assert not operators & {"Shape", "Range", "Gather", "GatherND", "Expand", "Unsqueeze"}, operators
 
 
 def test_instance_normalisation_survives_as_itself(graph):

@@ -214,7 +214,7 @@ def test_a_checkpoint_of_the_first_schema_is_read(tmp_path, checkpoint, metadata
 
 
 def test_deployed_weights_hold_all_but_the_classifier(model):
-    tensors = load(deployed_weights(model))
+    tensors = load(deployed_weights(model, FACTS))
     wanted = model.state_dict()
     assert set(tensors) == set(wanted) - {"heads.weight"}
     assert all(torch.equal(tensors[name], wanted[name]) for name in tensors)

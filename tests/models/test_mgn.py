@@ -139,9 +139,8 @@ def test_each_branch_is_the_rest_of_a_resnet(network):
     np.testing.assert_allclose(maps_of(network, x)["b2"], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("preactivation", [False, True])
-def test_only_the_first_branch_keeps_a_last_stride_of_two(preactivation):
-    network = on_meta(ModelSpec(ResNetSpec(last_stride=2, preactivation=preactivation), SMALL.head, "mgn"))
+def test_only_the_first_branch_keeps_a_last_stride_of_two():
+    network = on_meta(ModelSpec(ResNetSpec(last_stride=2), SMALL.head, "mgn"))
     shared = network.backbone(torch.zeros(1, 3, 96, 32, device="meta"))
     sizes = [tuple(branch(shared).shape[2:]) for branch in (network.b1, network.b2, network.b3)]
     assert sizes == [(3, 1), (6, 2), (6, 2)]

@@ -105,11 +105,6 @@ def attention_layout(inner2, inner3, *, third=3):
             },
         ),
         (ResNetSpec(depth=152, ibn="none"), {"blocks": (3, 8, 36, 3), "bottleneck": True}),
-        # The distilled networks have no non-local blocks, whatever their configuration says.
-        (
-            ResNetSpec(depth=50, ibn="a", non_local="one", preactivation=True),
-            {"blocks": (3, 4, 6, 3), "bottleneck": True, "ibn": "a"},
-        ),
     ],
 )
 def test_names_and_shapes_are_the_published_ones(spec, expected):

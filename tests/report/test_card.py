@@ -1,7 +1,7 @@
 """The model card: what it says of full, empty and hostile bundles, in Markdown and in HTML."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -312,3 +312,11 @@ def test_the_title_is_short_and_the_headline_what_is_asked_first(tmp_path):
     card = model_card(write(tmp_path / "people.reid", FULL))
     assert card.title == "people"
     assert dict(card.headline) == {"input": "4 x 3", "embedding": "5-d", "parameters": "0.204 M", "GFLOPs": "0.0823"}
+
+
+@pytest.mark.parametrize(
+    "field", [field.name for field in fields(Provenance) if field.name not in ("assumptions", "recipe")]
+)
+def test_nothing_that_is_known_of_the_origin_is_kept_back(card, field):
+    said = replace(FULL, provenance=replace(FULL.provenance, **{field: "an otherwise unknown word"}))
+    assert "an otherwise unknown word" in card(said)[0]

@@ -60,7 +60,7 @@ def test_a_real_engine(tiny_bundle, runtime):
     np.testing.assert_array_equal(FlipEmbedder(embedder).embed(golden), flipped)
 
 
-def test_an_engine_that_changes_its_crops_in_place_would_be_seen(crops):
+def test_an_engine_that_changes_its_crops_in_place_does_no_harm(crops):
     """What fast-reid does: its first pass subtracts the mean from the caller's own pixels."""
 
     class InPlace(FirstColumn):
@@ -70,8 +70,7 @@ def test_an_engine_that_changes_its_crops_in_place_would_be_seen(crops):
 
     crops = (crops // 2 + 128).astype(np.uint8)
     expected = (crops[:, :, 0].astype(float).mean(1) + crops[:, :, -1].astype(float).mean(1)) / 2 - 128
-    assert not np.allclose(FlipEmbedder(InPlace()).embed(crops.copy()), expected)
-    np.testing.assert_allclose(FlipEmbedder(FirstColumn()).embed(crops), expected, rtol=1e-6)
+    np.testing.assert_allclose(FlipEmbedder(InPlace()).embed(crops.copy()), expected, rtol=1e-6)
 
 
 def test_the_callers_crops_are_not_changed(crops):

@@ -66,7 +66,7 @@ def read_container(path: Path | str, *, key: str | None = None) -> Container:
     Raises:
         ModelError: no such file; truncated, or something else, and what; a pickle that names anything but plain
             tensors and numbers; no weights or more than one set of them; a value among the weights that is no dense
-            tensor of real numbers, or is not finite.
+            tensor of real numbers; or a prefix that some names have and others do not.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,8 +82,7 @@ def read_container(path: Path | str, *, key: str | None = None) -> Container:
         if key is not None:
             raise ModelError(f"{path} has no keys to choose from", got=f"a {kind} file and key={key!r}")
         container = _read_safetensors(path) if kind == "safetensors" else _read_wts(path)
-    _check_finite(path, container.tensors)
-    return _without_prefix(container)
+    return _without_prefix(path, container)
 
 
 # What a file is
@@ -120,7 +119,7 @@ def _foreign(path: Path, head: bytes) -> tuple[str, str]:
         )
     # A protobuf whose first field is a small number (ir_version), followed by another field of ModelProto.
     if head[0] == 0x08 and len(head) > 2 and head[1] < 0x40 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42":
-        return "an ONNX graph", f"`reid import {path.name}` takes such graphs, and its options say how crops go in"
+        return "an ONNX graph", f"rename it to {path.stem}.onnx: then `reid import` takes it as a graph"
     known = {
         b"\x1f\x8b": "a gzip archive",
         b"BZh": "a bzip2 archive",
@@ -242,16 +241,22 @@ def _weights(path: Path, whole: Any, key: str | None) -> tuple[dict[Any, Any], d
             f"{path} holds {len(found)} sets of weights: {', '.join(found)}",
             got=f"the keys {keys}",
             expected="one set",
-            fix=f"say which one: key={found[0]!r}",
+            fix=f"say which one: --key {found[0]}",
         )
     if not found and any(isinstance(value, (torch.Tensor, PickledArray)) for value in entries.values()):
         return entries, {}
     if not found:
         expected = f"a state dict, or one under {', '.join(WEIGHTS_KEYS)}"
-        raise ModelError(f"{path} holds no weights", got=f"the keys {keys}", expected=expected)
+        nested = any(isinstance(value, dict) for value in entries.values())
+        fix = "where they are under another name, say --key NAME" if nested else None
+        raise ModelError(f"{path} holds no weights", got=f"the keys {keys}", expected=expected, fix=fix)
     weights = entries.pop(found[0])
-    extras = {name: value for name, value in entries.items() if isinstance(name, str) and _is_plain(value)}
+    extras = {name: value for name, value in entries.items() if isinstance(name, str) and _is_short(value)}
     return dict(dict.items(weights)), extras
+
+
+def _is_short(value: Any) -> bool:
+    return _is_plain(value) and not (isinstance(value, str) and len(value) > 80)
 
 
 def _is_plain(value: Any) -> bool:
@@ -336,20 +341,17 @@ def _read_wts(path: Path) -> Container:
 # What holds for all
 
 
-def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise ModelError(
-            f"{path}: {len(bad)} of {len(tensors)} tensors have values that are not finite",
-            got=_listed(bad),
-            expected="numbers",
-            fix="the training that wrote it has diverged: take an earlier checkpoint",
-        )
-
-
-def _without_prefix(container: Container) -> Container:
-    if not all(name.startswith(_PREFIX) for name in container.tensors):
+def _without_prefix(path: Path, container: Container) -> Container:
+    prefixed = [name for name in container.tensors if name.startswith(_PREFIX)]
+    if not prefixed:
         return container
+    if len(prefixed) < len(container.tensors):
+        raise ModelError(
+            f"{path}: {len(prefixed)} of {len(container.tensors)} names begin with {_PREFIX}",
+            got=f"without it: {_listed(name for name in container.tensors if not name.startswith(_PREFIX))}",
+            expected="all of them or none: a part of it may be of another network",
+            fix="save the weights again under names of one kind",
+        )
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in container.tensors.items()}
     note = f"the prefix {_PREFIX!r} was taken off all {len(tensors)} names"
     return replace(container, tensors=tensors, notes=(*container.notes, note))

@@ -1,15 +1,43 @@
 """Whose checkpoint it is: the registry of sources, and the one place that asks them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from reidkit.checkpoints import fastreid, plain_resnet, torchreid
 from reidkit.checkpoints.reading import Reading, Sizes, sizes_of, some
 from reidkit.errors import ModelError, unknown_name
+from reidkit.types import Task
 
 OWN = "reidkit"
+
+
+@runtime_checkable
+class Detect(Protocol):
+    """How a project knows its files."""
+
+    def __call__(self, sizes: Sizes, *, dialect: str | None = None) -> str | None:
+        """Why these names are the project's, or those of the dialect that the caller says; None where they are not."""
+        ...
+
+
+@runtime_checkable
+class Read(Protocol):
+    """How a project's files are understood."""
+
+    def __call__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        config: Path | None = None,
+        dialect: str | None = None,
+        task: Task = "person",
+    ) -> Reading:
+        """What the tensors are, given the config beside them, the caller's dialect and the network's task."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +47,14 @@ class Source:
     Attributes:
         name: in words.
         dialects: names for `--dialect`.
-        detect: why the names in a file are this project's; None where they are not.
-        read: understands such a file, given its tensors, a config and a dialect; see `fastreid.read`.
+        detect: whether a file is this project's.
+        read: understands such a file.
     """
 
     name: str
     dialects: tuple[str, ...]
-    detect: Callable[[Sizes], str | None]
-    read: Callable[..., Reading]
+    detect: Detect
+    read: Read
 
 
 SOURCES = (
@@ -60,7 +88,7 @@ def source_of(tensors: Mapping[str, Tensor], *, file: str, dialect: str | None =
     for source in SOURCES:
         if dialect is not None and dialect not in source.dialects:
             continue
-        reason = source.detect(sizes)
+        reason = source.detect(sizes, dialect=dialect)
         if reason is not None:
             return source, reason
     if dialect is not None:

@@ -1,8 +1,4 @@
-"""fast-reid's `config.yaml`, as far as it says what a network is. Reading it never runs code.
-
-A key that is missing has fast-reid's default, which was the same at all times for everything read here but
-`HEADS.WITH_BNNECK`; whether there is a neck is asked of the weights.
-"""
+"""fast-reid's `config.yaml`, as far as it says what a network is. Reading it never runs code."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -13,6 +9,7 @@ from typing import Any
 import yaml
 
 from reidkit.architecture import Pooling
+from reidkit.checkpoints.reading import some
 from reidkit.errors import ConfigError, unknown_name
 
 _BASE = "_BASE_"
@@ -62,21 +59,21 @@ _UNSUPPORTED_POOLINGS = (
 
 @dataclass(frozen=True, slots=True)
 class FastReidConfig:
-    """What a config says of a network. None where it does not say, and fast-reid's default would not be told apart.
+    """What a config says of a network; None where it does not say.
 
     Attributes:
         path: of the file.
         meta: `MODEL.META_ARCHITECTURE`.
         backbone: `MODEL.BACKBONE.NAME`.
         depth: `MODEL.BACKBONE.DEPTH`, such as "50x" or "x1_0".
-        last_stride: of stage 4; fast-reid's default is 1.
+        last_stride: of stage 4.
         ibn: `WITH_IBN`.
         se: `WITH_SE`.
         non_local: `WITH_NL`.
         embedding_dim: `HEADS.EMBEDDING_DIM`.
         neck: `HEADS.WITH_BNNECK`.
-        pooling: its name; fast-reid's default is the average.
-        size: height and width in a test; fast-reid's default is 256 x 128.
+        pooling: `HEADS.POOL_LAYER`, a name of `POOLINGS`.
+        size: height and width in a test.
         mean: `PIXEL_MEAN`, for pixels of 0 to 255.
         std: `PIXEL_STD`, likewise.
     """
@@ -85,14 +82,14 @@ class FastReidConfig:
     meta: str | None = None
     backbone: str | None = None
     depth: str | None = None
-    last_stride: int = 1
+    last_stride: int | None = None
     ibn: bool | None = None
     se: bool | None = None
     non_local: bool | None = None
     embedding_dim: int | None = None
     neck: bool | None = None
-    pooling: str = "avgpool"
-    size: tuple[int, int] = (256, 128)
+    pooling: str | None = None
+    size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -115,19 +112,22 @@ def read_config(path: Path | str) -> FastReidConfig:
     """
     path = Path(path)
     values = _load(path, ())
+    if values.get("MODEL") is None:
+        got = some([str(key) for key in values], 8) or "nothing"
+        raise ConfigError(f"{path} is no config of fast-reid: it says nothing of a MODEL", got=got, expected="MODEL")
     config = FastReidConfig(
         path=path,
         meta=_get(values, path, "MODEL.META_ARCHITECTURE", str),
         backbone=_get(values, path, "MODEL.BACKBONE.NAME", str),
         depth=_depth(values, path),
-        last_stride=_get(values, path, "MODEL.BACKBONE.LAST_STRIDE", int, 1),
+        last_stride=_get(values, path, "MODEL.BACKBONE.LAST_STRIDE", int),
         ibn=_get(values, path, "MODEL.BACKBONE.WITH_IBN", bool),
         se=_get(values, path, "MODEL.BACKBONE.WITH_SE", bool),
         non_local=_get(values, path, "MODEL.BACKBONE.WITH_NL", bool),
         embedding_dim=_get(values, path, "MODEL.HEADS.EMBEDDING_DIM", int),
         neck=_get(values, path, "MODEL.HEADS.WITH_BNNECK", bool),
-        pooling=_get(values, path, "MODEL.HEADS.POOL_LAYER", str, "avgpool"),
-        size=_numbers(values, path, "INPUT.SIZE_TEST", int, 2) or (256, 128),
+        pooling=_get(values, path, "MODEL.HEADS.POOL_LAYER", str),
+        size=_numbers(values, path, "INPUT.SIZE_TEST", int, 2),
         mean=_numbers(values, path, "MODEL.PIXEL_MEAN", float, 3),
         std=_numbers(values, path, "MODEL.PIXEL_STD", float, 3),
     )
@@ -149,13 +149,19 @@ def _check(config: FastReidConfig, values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{config.path}: reidkit has nothing for this {key}", got=got, expected=f"one of {', '.join(known)}"
             )
+    if _get(values, config.path, "INPUT.CROP.ENABLED", bool):
+        raise ConfigError(
+            f"{config.path}: reidkit resizes to the size of the network, and crops nothing out of its middle",
+            got="INPUT.CROP.ENABLED true",
+            expected="false: fast-reid otherwise cuts INPUT.CROP.SIZE out of the resized picture, in a test too",
+        )
     if config.pooling in _UNSUPPORTED_POOLINGS:
         raise ConfigError(
             f"{config.path}: reidkit has nothing for this MODEL.HEADS.POOL_LAYER",
             got=config.pooling,
             expected=f"one of {', '.join(POOLINGS)}",
         )
-    if config.pooling not in POOLINGS:
+    if config.pooling is not None and config.pooling not in POOLINGS:
         raise unknown_name(f"value of MODEL.HEADS.POOL_LAYER in {config.path}:", config.pooling, POOLINGS)
 
 
@@ -207,10 +213,10 @@ def _merge(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _get(values: Mapping[str, Any], path: Path, key: str, kind: type, default: Any = None) -> Any:
+def _get(values: Mapping[str, Any], path: Path, key: str, kind: type) -> Any:
     value = _find(values, path, key)
     if value is None:
-        return default
+        return None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{path}: {key} has the wrong type", got=repr(value), expected=kind.__name__)
     return value

@@ -19,7 +19,6 @@ class HeadKeys:
     Attributes:
         learned: whether GeM's exponent is there.
         embedding_dim: width of the layer before the neck; 0 for none.
-        embedding_bias: whether that layer has a bias.
         neck: name of the normalisation; None for none.
         classifier: name of the classifier; None for none.
         identities: its rows; None for none.
@@ -27,7 +26,6 @@ class HeadKeys:
 
     learned: bool
     embedding_dim: int
-    embedding_bias: bool
     neck: Neck | None
     classifier: Classifier | None
     identities: int | None
@@ -97,7 +95,7 @@ def head_names(head: HeadKeys, prefixes: Sequence[str]) -> Mapping[str, str]:
 
 def _read_head(sizes: Sizes, prefix: str, inputs: int) -> HeadKeys:
     keys = without_prefix(sizes, prefix)
-    dim, bias, neck = _bottleneck(keys, prefix, inputs)
+    dim, neck = _bottleneck(keys, prefix, inputs)
     p = keys.get("pool_layer.p")
     if p not in (None, 1):
         raise ModelError(f"{prefix}pool_layer.p is no exponent of GeM", got=f"{p} values", expected="one")
@@ -115,18 +113,18 @@ def _read_head(sizes: Sizes, prefix: str, inputs: int) -> HeadKeys:
     identities = None
     if classifier is not None:
         identities = ratio(sizes, prefix + classifier, dim or inputs, "a classifier of these embeddings")
-    return HeadKeys(p is not None, dim, bias, neck, classifier, identities)
+    return HeadKeys(p is not None, dim, neck, classifier, identities)
 
 
-def _bottleneck(keys: Sizes, prefix: str, inputs: int) -> tuple[int, bool, Neck | None]:
-    """Width and bias of the embedding layer, and the name of the neck.
+def _bottleneck(keys: Sizes, prefix: str, inputs: int) -> tuple[int, Neck | None]:
+    """Width of the embedding layer, and the name of the neck.
 
     A layer and a normalisation are told apart by their weights: inputs times its width, or one for each input.
     """
     old = "bnneck.weight" in keys
     first = keys.get("bottleneck.0.weight")
     if first is None:
-        return 0, False, "bnneck" if old else None
+        return 0, "bnneck" if old else None
     if first == inputs:
         if old:
             raise ModelError(
@@ -134,13 +132,20 @@ def _bottleneck(keys: Sizes, prefix: str, inputs: int) -> tuple[int, bool, Neck 
                 got=f"{prefix}bnneck.* and {prefix}bottleneck.0.*",
                 expected="one of them",
             )
-        return 0, False, "bottleneck"
+        return 0, "bottleneck"
     dim, rest = divmod(first, inputs)
     if rest or not dim:
         raise ModelError(
             f"{prefix}bottleneck.0.weight is neither a layer nor a normalisation of {inputs} channels",
             got=f"{first} values",
             expected=f"{inputs}, or a multiple of it",
+        )
+    if "bottleneck.0.bias" in keys:
+        raise ModelError(
+            "The layer before the neck has a bias, which no fast-reid gave it: reidkit wrote the file, of another head",
+            got=f"{prefix}bottleneck.0.bias",
+            expected=f"{prefix}bottleneck.0.weight alone",
+            fix="import the bundle, or the safetensors or .wts file with its JSON beside it",
         )
     second = "bottleneck.1.weight" in keys
     if old and second:
@@ -150,4 +155,4 @@ def _bottleneck(keys: Sizes, prefix: str, inputs: int) -> tuple[int, bool, Neck 
             expected="one normalisation",
         )
     neck: Neck | None = "bnneck" if old else "bottleneck" if second else None
-    return dim, "bottleneck.0.bias" in keys, neck
+    return dim, neck

@@ -1,7 +1,7 @@
 """The strict fit: foreign weights go into a network whole and exactly, or not at all."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -17,6 +17,19 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int32, torch.int64, torch.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What was done to the weights, in words.
+
+    Attributes:
+        findings: conversions, and what was left out.
+        random: what was missing, as allowed, and has random values.
+    """
+
+    findings: tuple[str, ...]
+    random: tuple[str, ...]
+
+
 def fit(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -27,7 +40,7 @@ def fit(
     expected: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
-) -> tuple[str, ...]:
+) -> Fitted:
     """Loads weights into a network: every one that it has, and no other.
 
     Args:
@@ -72,15 +85,29 @@ def fit(
             expected="every tensor of the network, once",
             fix=_advice(faults.missing, bool(faults.unexpected or faults.shapes or faults.types)),
         )
+    broken = [name for name, tensor in got.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"The weights of {source} hold values that are not finite",
+            got=group_names(broken),
+            expected="numbers",
+            fix="the training that wrote it has diverged: take an earlier checkpoint",
+        )
+    negative = [name for name, tensor in got.items() if name.endswith("running_var") and bool((tensor < 0).any())]
+    if negative:
+        raise ModelError(
+            f"The weights of {source} hold variances below 0", got=group_names(negative), expected="0 or above"
+        )
     loaded = {name: tensor for name, tensor in got.items() if name in wanted}
     model.load_state_dict({name: loaded.get(name, tensor) for name, tensor in wanted.items()})
-    if fresh := sorted(kept & wanted.keys()):
-        findings.append(f"{len(fresh)} missing tensors keep fresh initial values, as allowed: {group_names(fresh)}")
+    fresh = sorted(kept & wanted.keys())
+    random = (f"{len(fresh)} missing tensors keep fresh initial values, as allowed: {group_names(fresh)}",)
+    random = random if fresh else ()
     if absent := sorted(kept - wanted.keys()):
         findings.append(f"missing, as allowed, and not built: {group_names(absent)}")
     if left_out:
         findings.append(f"{len(left_out)} unexpected tensors were left out, as allowed: {group_names(left_out)}")
-    return tuple(findings)
+    return Fitted(tuple(findings), random)
 
 
 def _converted(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -5,31 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from reidkit.architecture import (
-    CLASSIFIERS,
-    BackboneSpec,
-    HeadSpec,
-    ModelSpec,
-    ResNetSpec,
-    TimmSpec,
-    in_words,
-    named_model,
-)
+from reidkit.architecture import CLASSIFIERS, ModelSpec, TimmSpec, in_words, with_size
 from reidkit.checkpoints.container import Container, read_container
 from reidkit.checkpoints.detection import DIALECTS, OWN, source_of
 from reidkit.checkpoints.fit import fit
-from reidkit.checkpoints.onnx_weights import weights_from_onnx
-from reidkit.checkpoints.reading import Assumption, Reading
+from reidkit.checkpoints.named import load_onnx, read_as
+from reidkit.checkpoints.reading import Reading
 from reidkit.config import from_dict, to_dict, with_overrides
 from reidkit.errors import ConfigError, ModelError, unknown_name
-from reidkit.models.checkpoint import read_facts
+from reidkit.manifest import Provenance
+from reidkit.models.checkpoint import count_identities, read_facts
 from reidkit.models.model import Network, build_model
-from reidkit.types import InputSpec
+from reidkit.types import InputSpec, Task
 
 _INPUT = "input"
-_BACKBONE = "backbone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +29,23 @@ class Foreign:
         model: with its weights, in evaluation mode.
         spec: of the network.
         input: what it wants to see.
+        task: what it tells apart.
         dialect: whose checkpoint it is, and of which time.
         findings: what was detected and done, and from what.
-        assumptions: what the file does not say and was assumed, each with the override that says otherwise.
+        assumptions: what the file does not say and was assumed, each with the override that says otherwise; what was
+            set by hand; and what stayed random.
+        provenance: what a checkpoint of reidkit says of its own origin; None of anybody else's.
         extras: plain values that were in the file beside the weights (`epoch`, `metric`).
     """
 
     model: Network
     spec: ModelSpec
     input: InputSpec
+    task: Task
     dialect: str
     findings: tuple[str, ...]
     assumptions: tuple[str, ...]
+    provenance: Provenance | None
     extras: Mapping[str, Any]
 
 
@@ -61,6 +55,8 @@ def load_foreign(
     config: Path | None = None,
     dialect: str | None = None,
     architecture: str | None = None,
+    key: str | None = None,
+    task: Task | None = None,
     overrides: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
@@ -71,7 +67,10 @@ def load_foreign(
         path: of the checkpoint.
         config: fast-reid's `config.yaml` of it.
         dialect: one of `detection.DIALECTS` to hold the file to; None lets its keys decide.
-        architecture: name of the network (`architecture.named_model`) whose weights an ONNX file holds; only for these.
+        architecture: name of the network (`architecture.named_model`) that the file holds, where its keys cannot say
+            it: of timm, or of an ONNX file. There is nothing to detect then.
+        key: where in the file the weights are, when there is more than one set of them.
+        task: what it tells apart; None takes what the file says, else people.
         overrides: assignments such as `backbone.last_stride=2` or `input.height=384`.
         allow_missing: patterns of weights that may be missing, such as `heads.weight`.
         allow_unexpected: patterns of weights that are left out.
@@ -82,13 +81,21 @@ def load_foreign(
     Raises:
         ModelError: the file cannot be read safely, is nobody's that is known, is damaged, or contradicts the config,
             the dialect or the overrides; the message names the cause.
-        ConfigError: an override, a dialect or the config cannot be.
+        ConfigError: an override, a dialect or the config cannot be, or options exclude each other.
     """
     path, overrides = Path(path), tuple(overrides)
-    if architecture is not None:
-        return _from_onnx(path, architecture, overrides)
-    container = read_container(path)
-    reading = _read(container, path, config, dialect)
+    if architecture is not None and (config is not None or dialect is not None):
+        raise ConfigError("Of a network that is named nothing is detected", fix="leave --config and --dialect out")
+    if architecture is not None and path.suffix.lower() == ".onnx":
+        if allow_missing or allow_unexpected or key is not None:
+            fix = "leave --allow-missing, --allow-unexpected and --key out"
+            raise ConfigError("An ONNX file has every weight of its network, or is refused", fix=fix)
+        return _from_onnx(path, architecture, task or "person", overrides)
+    container = read_container(path, key=key)
+    if architecture is None:
+        reading = _read(container, path, config, dialect, task)
+    else:
+        reading = read_as(container.tensors, architecture)
     spec, input_ = _overridden(reading, overrides)
     _check_decided(reading, spec, _keys(overrides), path)
     model = build_model(spec, identities=reading.identities)
@@ -102,87 +109,51 @@ def load_foreign(
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
     )
-    made = (f"set by hand: {', '.join(overrides)}",) if overrides else ()
+    own = read_facts(container.facts) if reading.dialect == OWN and container.facts is not None else None
+    if own is not None and task not in (None, own.task):
+        raise ConfigError(f"{path} tells apart another thing", got=task, expected=own.task, fix="leave --task out")
     return Foreign(
         model=model.eval(),
         spec=spec,
         input=input_,
+        task=own.task if own is not None else task or "person",
         dialect=reading.dialect,
-        findings=(*container.notes, *reading.findings, in_words(spec), *fitted, *made),
-        assumptions=_still_assumed(reading, overrides),
+        findings=(*container.notes, *reading.findings, in_words(spec), *fitted.findings, _input_in_words(input_)),
+        assumptions=(*_still_assumed(reading, overrides), *fitted.random, *_by_hand(overrides)),
+        provenance=None if own is None else own.provenance,
         extras=container.extras,
     )
 
 
-def _from_onnx(path: Path, architecture: str, overrides: Sequence[str]) -> Foreign:
+def _from_onnx(path: Path, architecture: str, task: Task, overrides: Sequence[str]) -> Foreign:
     """A network that the caller names, with the weights of an ONNX file of it: proven, or refused."""
-    if path.suffix.lower() != ".onnx":
-        raise ConfigError(
-            "Only an ONNX file needs to be told its architecture", got=path.name, fix="leave --architecture out"
-        )
-    reading = Reading(
-        dialect=f"ONNX of {architecture}",
-        spec=named_model(architecture),
-        input=InputSpec(256, 128, resize="bilinear"),
-        identities=None,
-        tensors={},
-        assumptions=(
-            Assumption("crops of 256x128 (height x width)", "input.height=384"),
-            Assumption("crops resized by the bilinear filter", "input.resize=bicubic"),
-            Assumption("ImageNet's mean, and its std to match", "input.mean=[0.5, 0.5, 0.5]"),
-        ),
-    )
+    reading = read_as({}, architecture, dialect=f"ONNX of {architecture}")
     spec, input_ = _overridden(reading, overrides)
-    model = build_model(spec)
-    model.load_state_dict(weights_from_onnx(path, model, (input_.height, input_.width)))
+    model = load_onnx(path, spec, (input_.height, input_.width))
+    proof = "with these weights it gives what ONNX Runtime gives for the file"
     return Foreign(
         model=model.eval(),
         spec=spec,
         input=input_,
+        task=task,
         dialect=reading.dialect,
-        findings=(in_words(spec), "with these weights it gives what ONNX Runtime gives for the file"),
-        assumptions=_still_assumed(reading, overrides),
+        findings=(in_words(spec), proof, _input_in_words(input_)),
+        assumptions=(*_still_assumed(reading, overrides), *_by_hand(overrides)),
+        provenance=None,
         extras={},
     )
 
 
-def starting_weights(path: Path | str, backbone: BackboneSpec) -> dict[str, Tensor]:
-    """The backbone's weights of any checkpoint that can be read, for a backbone that is to be trained.
-
-    Names, shapes and types must all fit. Last stride, max-pooling and pre-activation may differ: they have no weights.
-
-    Args:
-        path: of a checkpoint of fast-reid, torchreid, torchvision, timm or reidkit.
-        backbone: that is to begin with its weights.
-
-    Returns:
-        Weights by canonical name, `backbone.` included.
+def read_any(container: Container, path: Path) -> Reading:
+    """Understands a file that nothing is said about.
 
     Raises:
-        ModelError: the file cannot be read, or its backbone does not fit; lists what does not.
+        ModelError: it is nobody's that is known, or damaged.
     """
-    path = Path(path)
-    container = read_container(path)
-    reading = _read(container, path, None, None)
-    if reading.spec.branches == "mgn":
-        raise ModelError(f"{path} holds an MGN, whose branches fit no single backbone", got=in_words(reading.spec))
-    wanted = ModelSpec(backbone, HeadSpec(pooling="average", neck=False))
-    model = build_model(wanted)
-    weights = {name: tensor for name, tensor in reading.tensors.items() if name.startswith(_BACKBONE)}
-    try:
-        fit(model, weights, source=str(path), names=reading.names, shaped=container.shaped)
-    except ModelError as error:
-        reason = _reason(reading.spec.backbone, backbone)
-        raise ModelError(
-            f"The weights of {path} do not fit the backbone that is to be trained{reason}",
-            got=error.got,
-            expected=in_words(wanted),
-            fix="take other weights, or another backbone",
-        ) from None
-    return dict(model.state_dict())
+    return _read(container, path, None, None, None)
 
 
-def _read(container: Container, path: Path, config: Path | None, dialect: str | None) -> Reading:
+def _read(container: Container, path: Path, config: Path | None, dialect: str | None, task: Task | None) -> Reading:
     if dialect is not None and dialect not in DIALECTS:
         raise unknown_name("dialect", dialect, DIALECTS)
     if container.facts is not None and dialect in (None, OWN):
@@ -192,7 +163,7 @@ def _read(container: Container, path: Path, config: Path | None, dialect: str | 
             f"{path} is no checkpoint of reidkit", expected="a file of `reid train`, which says what it is"
         )
     source, reason = source_of(container.tensors, file=str(path), dialect=dialect)
-    reading = source.read(container.tensors, config=config, dialect=dialect)
+    reading = source.read(container.tensors, config=config, dialect=dialect, task=task or "person")
     return replace(reading, findings=(f"a checkpoint of {source.name}, by {reason}", *reading.findings))
 
 
@@ -202,9 +173,10 @@ def _own(container: Container, path: Path, config: Path | None) -> Reading:
             f"{path} is a checkpoint of reidkit and says itself what it is", got=config, fix="leave --config out"
         )
     try:
-        facts = read_facts(dict(container.facts or {}))
+        facts = read_facts(container.facts or {})
     except ConfigError as error:
-        raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
+        fix = "say --dialect fastreid, torchreid or torchvision, if it is somebody else's"
+        raise ModelError(f"{path} describes a model this reidkit cannot build", got=error, fix=fix) from error
     return Reading(
         dialect=OWN,
         spec=facts.architecture,
@@ -216,12 +188,11 @@ def _own(container: Container, path: Path, config: Path | None) -> Reading:
 
 
 def _identities(container: Container, spec: ModelSpec) -> int | None:
-    """Rows of the classifier; of one without values or shape that cannot be, 1: the fit then lists it."""
-    classifier = next((container.tensors[name] for name in sorted(CLASSIFIERS & container.tensors.keys())), None)
-    if classifier is None:
-        return None
-    if container.shaped:
-        return max(1, len(classifier)) if classifier.ndim else 1
+    """Rows of the classifier, also of one that has lost its shape; 1 of one that cannot be: the fit then lists it."""
+    rows = count_identities(container.tensors)
+    if container.shaped or rows is None:
+        return rows
+    classifier = next(container.tensors[name] for name in sorted(CLASSIFIERS & container.tensors.keys()))
     width = spec.head.embedding_dim or (0 if isinstance(spec.backbone, TimmSpec) else spec.backbone.dim)
     return max(1, classifier.numel() // width) if width else 1
 
@@ -235,12 +206,35 @@ def _keys(overrides: Iterable[str]) -> set[str]:
     return {override.partition("=")[0].strip() for override in overrides}
 
 
+def _by_hand(overrides: Sequence[str]) -> tuple[str, ...]:
+    return (f"set by hand: {', '.join(overrides)}",) if overrides else ()
+
+
+def _input_in_words(spec: InputSpec) -> str:
+    numbers = f"mean {list(spec.mean)}, std {list(spec.std)}, of pixels over {spec.scale:g}"
+    return f"crops of {spec.height}x{spec.width} (height x width), {spec.resize}, {spec.color}; {numbers}"
+
+
 def _overridden(reading: Reading, overrides: Iterable[str]) -> tuple[ModelSpec, InputSpec]:
     values = with_overrides({**to_dict(reading.spec), _INPUT: to_dict(reading.input)}, overrides)
     input_ = values.pop(_INPUT)
     if not isinstance(input_, Mapping):
         raise ConfigError("input is a table", got=repr(input_), fix="say input.height=384 or the like")
-    return from_dict(ModelSpec, values), from_dict(InputSpec, input_, where=_INPUT)
+    spec = from_dict(InputSpec, input_, where=_INPUT)
+    _check_normalisation(spec, _keys(overrides))
+    return with_size(from_dict(ModelSpec, values), (spec.height, spec.width)), spec
+
+
+def _check_normalisation(spec: InputSpec, set_by_hand: set[str]) -> None:
+    """Fractions for a network whose pixels are 0 to 255 would leave them there, almost as they are."""
+    given = {name: getattr(spec, name) for name in ("mean", "std") if f"{_INPUT}.{name}" in set_by_hand}
+    fractions = [name for name, values in given.items() if max(values) <= 1]
+    if fractions and spec.scale == 1 and f"{_INPUT}.scale" not in set_by_hand:
+        raise ConfigError(
+            f"The {' and '.join(fractions)} are fractions, and this network takes pixels of 0 to 255",
+            got="; ".join(f"{name} {list(values)}" for name, values in given.items()),
+            fix="say --scale 255 and both mean and std, or numbers such as 127.5",
+        )
 
 
 def _check_decided(reading: Reading, spec: ModelSpec, set_by_hand: set[str], path: Path) -> None:
@@ -255,13 +249,3 @@ def _check_decided(reading: Reading, spec: ModelSpec, set_by_hand: set[str], pat
             raise ModelError(
                 f"{path} is not what --set {key} says", got=f"{got}", expected=f"{value}, by {why}", fix="leave it out"
             )
-
-
-def _reason(held: BackboneSpec, wanted: BackboneSpec) -> str:
-    if isinstance(held, ResNetSpec) and isinstance(wanted, ResNetSpec):
-        if held.depth != wanted.depth:
-            return f": they are a ResNet-{held.depth}'s, and it is a ResNet-{wanted.depth}"
-        if held.ibn != wanted.ibn:
-            names = {"none": "plain batch normalisation", "a": "IBN-a", "b": "IBN-b"}
-            return f": bn1 holds {names[held.ibn]} there, and {names[wanted.ibn]} here"
-    return ""

@@ -28,19 +28,6 @@ _TOLERANCE = 1e-4
 _COUNTER = "num_batches_tracked"
 
 
-def onnx_tensors(path: Path | str) -> dict[str, Tensor]:
-    """The float weights of an ONNX file under the names and in the order they have there, in float32.
-
-    Raises:
-        ModelError: no such file, no ONNX, truncated or invalid, or weights that lie in other files are missing.
-    """
-    return {
-        tensor.name: torch.from_numpy(array(tensor))
-        for tensor in read_model(Path(path)).graph.initializer
-        if tensor.data_type in FLOATS
-    }
-
-
 def weights_from_onnx(path: Path | str, model: nn.Module, size: tuple[int, int]) -> dict[str, Tensor]:
     """Finds the weights of a network in an ONNX file of the same network, and proves that they are its weights.
 

@@ -7,28 +7,31 @@ from pathlib import Path
 from torch import Tensor
 
 from reidkit.architecture import HeadSpec, ModelSpec
-from reidkit.checkpoints.reading import Assumption, Reading, Sizes, sizes_of
+from reidkit.checkpoints.reading import Assumption, Reading, Sizes, renamed, sizes_of
 from reidkit.checkpoints.resnet_keys import infer_resnet, is_resnet
 from reidkit.errors import ModelError
-from reidkit.types import InputSpec
+from reidkit.types import InputSpec, Task
 
 DIALECTS = ("torchvision",)
 
 
-def detect(sizes: Sizes) -> str | None:
+def detect(sizes: Sizes, *, dialect: str | None = None) -> str | None:
     """Why these names are those of a plain ResNet; None where they are not."""
     if "conv1.0.weight" in sizes and any(name.startswith("layer1.0.") for name in sizes):
         return "a deep stem, conv1.0.weight, and layer1.0"
     return "conv1.weight and layer1.0 of a ResNet" if is_resnet(sizes) else None
 
 
-def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: str | None = None) -> Reading:
+def read(
+    tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: str | None = None, task: Task = "person"
+) -> Reading:
     """Understands the weights of a plain ResNet.
 
     Args:
         tensors: by the names of the file.
         config: there is none.
         dialect: no more than one.
+        task: what the network is to tell apart, which changes nothing here.
 
     Raises:
         ModelError: a relative of the ResNet that reidkit does not have, or a config.
@@ -44,7 +47,7 @@ def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: 
         )
     backbone = replace(infer_resnet(sizes), last_stride=2, max_pool="pad")
     dropped = [name for name in sizes if name in ("fc.weight", "fc.bias")]
-    names = {f"backbone.{name}": name for name in sizes if name not in dropped}
+    names = renamed((name for name in sizes if name not in dropped), lambda name: f"backbone.{name}")
     return Reading(
         dialect="torchvision",
         spec=ModelSpec(backbone, HeadSpec(pooling="average", neck=False)),
@@ -60,6 +63,8 @@ def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: 
                 "input.height=224",
             ),
             Assumption("last stride 2, as they were trained", "backbone.last_stride=1"),
-            Assumption("ImageNet's mean and standard deviation", "input.mean=[0.5, 0.5, 0.5]"),
+            Assumption("ImageNet's mean", "input.mean=[0.5, 0.5, 0.5]"),
+            Assumption("ImageNet's standard deviation", "input.std=[0.5, 0.5, 0.5]"),
+            Assumption("no anti-aliased down-sampling: timm's resnetaa and resnetblur have the same names"),
         ),
     )

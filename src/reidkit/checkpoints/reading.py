@@ -3,7 +3,7 @@
 Sources look at names and numbers of values only, because a `.wts` file says no more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,19 +22,41 @@ class Assumption:
 
     Attributes:
         text: the assumption, in words.
-        setting: an override that says otherwise, such as `backbone.max_pool=pad`.
+        setting: an override that says otherwise, such as `backbone.max_pool=pad`; None where reidkit has no otherwise.
     """
 
     text: str
-    setting: str
+    setting: str | None = None
 
     @property
-    def key(self) -> str:
-        """The name that the override sets."""
-        return self.setting.partition("=")[0]
+    def key(self) -> str | None:
+        """The name that the override sets; None where there is none."""
+        return None if self.setting is None else self.setting.partition("=")[0]
 
     def __str__(self) -> str:
-        return f"{self.text} (otherwise: --set {self.setting})"
+        return self.text if self.setting is None else f"{self.text} (otherwise: --set {self.setting})"
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What there is to say about one part of a file.
+
+    Attributes:
+        findings: what was detected, and from what.
+        assumptions: what was not.
+        undecided: settings that the caller must make, and why.
+    """
+
+    findings: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    undecided: Mapping[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: "Notes") -> "Notes":
+        return Notes(
+            (*self.findings, *other.findings),
+            (*self.assumptions, *other.assumptions),
+            {**self.undecided, **other.undecided},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +112,28 @@ def ratio(sizes: Sizes, name: str, divisor: int, what: str) -> int:
             f"{name} cannot be {what}", got=f"{size} values", expected=f"a multiple of {divisor}, which come in"
         )
     return size // divisor
+
+
+def renamed(names: Iterable[str], canonical: Callable[[str], str]) -> dict[str, str]:
+    """The file's names by canonical name.
+
+    Args:
+        names: of the file.
+        canonical: gives the canonical name of one of them.
+
+    Raises:
+        ModelError: two of them are one weight of the network, of which the file cannot mean both.
+    """
+    result: dict[str, str] = {}
+    for name in names:
+        first = result.setdefault(canonical(name), name)
+        if first != name:
+            raise ModelError(
+                "Two tensors of the file are one weight of the network",
+                got=f"{first} and {name}",
+                expected="one of them",
+            )
+    return result
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

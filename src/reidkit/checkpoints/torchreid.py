@@ -12,33 +12,41 @@ from torch import Tensor
 
 from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, ResNetSpec
 from reidkit.checkpoints.osnet_keys import infer_osnet, is_osnet
-from reidkit.checkpoints.reading import Assumption, Reading, Sizes, ratio, sizes_of, some
+from reidkit.checkpoints.reading import Assumption, Reading, Sizes, ratio, renamed, sizes_of, some
 from reidkit.checkpoints.resnet_keys import infer_resnet, is_resnet
 from reidkit.errors import ModelError
-from reidkit.types import InputSpec
+from reidkit.types import InputSpec, Task
 
 DIALECTS = ("torchreid",)
 _LAYER = re.compile(r"^fc\.(\d+)\.")
 
 
-def detect(sizes: Sizes) -> str | None:
-    """Why these names are torchreid's; None where they are not."""
+def detect(sizes: Sizes, *, dialect: str | None = None) -> str | None:
+    """Why these names are torchreid's; None where they are not.
+
+    Only `dialect` tells one of its ResNets that has lost its classifier from a plain ResNet.
+    """
     if is_osnet(sizes):
         return "conv1.conv.weight and conv5.conv.weight of an OSNet"
     if is_resnet(sizes) and "classifier.weight" in sizes:
         return "a ResNet with classifier.weight"
     if is_resnet(sizes) and "fc.0.weight" in sizes:
         return "a ResNet with fc.0.weight"
+    if is_resnet(sizes) and dialect in DIALECTS:
+        return "a ResNet, and --dialect"
     return None
 
 
-def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: str | None = None) -> Reading:
+def read(
+    tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: str | None = None, task: Task = "person"
+) -> Reading:
     """Understands a checkpoint of torchreid.
 
     Args:
         tensors: by the names of the file.
         config: torchreid has none that travels with a checkpoint.
         dialect: no more than one.
+        task: what the network tells apart, which changes nothing here.
 
     Raises:
         ModelError: a network that reidkit does not have, or a config.
@@ -51,13 +59,14 @@ def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: 
     backbone, assumptions = _backbone(sizes)
     head = _head(sizes, backbone.dim)
     dropped = [name for name in sizes if name.startswith("classifier.")]
-    names = {_canonical(name): name for name in sizes if name not in set(dropped)}
+    names = renamed((name for name in sizes if name not in set(dropped)), _canonical)
     layer = "heads.bottleneck.0.weight"
     mapped = {canonical: tensors[name] for canonical, name in names.items()}
     if head.embedding_dim and layer in mapped:
         mapped[layer] = mapped[layer].reshape(head.embedding_dim, -1, 1, 1)
     size = Assumption("crops of 256 x 128, torchreid's default", "input.height=384")
-    pixels = Assumption("ImageNet's mean and standard deviation, torchreid's default", "input.mean=[0.5, 0.5, 0.5]")
+    mean = Assumption("ImageNet's mean, torchreid's default", "input.mean=[0.5, 0.5, 0.5]")
+    std = Assumption("ImageNet's standard deviation, torchreid's default", "input.std=[0.5, 0.5, 0.5]")
     return Reading(
         dialect="torchreid",
         spec=ModelSpec(backbone, head),
@@ -66,7 +75,7 @@ def read(tensors: Mapping[str, Tensor], *, config: Path | None = None, dialect: 
         tensors=mapped,
         names=names,
         findings=(f"{len(dropped)} tensors of the classifier were left out",) if dropped else (),
-        assumptions=(*assumptions, size, pixels),
+        assumptions=(*assumptions, size, mean, std),
     )
 
 
@@ -96,6 +105,6 @@ def _head(sizes: Sizes, inputs: int) -> HeadSpec:
 
 
 def _canonical(name: str) -> str:
-    if name.startswith("fc."):
+    if _LAYER.match(name):
         return f"heads.bottleneck.{name.removeprefix('fc.')}"
     return f"backbone.{name}"

@@ -14,7 +14,7 @@ from reidkit.cli import console, options
 from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES
 from reidkit.deploy.bench import bench as measure
-from reidkit.errors import RuntimeMissing
+from reidkit.errors import ConfigError, RuntimeMissing
 from reidkit.manifest import Latency
 from reidkit.runtime import ENGINES, installed, load
 
@@ -35,6 +35,11 @@ def bench(
     record: Annotated[bool, typer.Option("--record", help="Write the rows into the bundle's manifest.")] = False,
 ) -> list[Latency]:
     """Time each engine at several batch sizes, with and without decoding and resizing."""
+    if record and images is not None:
+        raise ConfigError(
+            "Timings of pictures of your own are not recorded: a card could not say which they were",
+            fix="leave --images or --record out",
+        )
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
     sources = picture_files(images) if images is not None else []

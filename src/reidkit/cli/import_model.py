@@ -35,8 +35,12 @@ def import_model(
         _List, typer.Option("--allow-unexpected", metavar="NAME", help="Checkpoint: weights that are to be dropped.")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option("--architecture", help="ONNX: rebuild this network of `reid models` with its weights.")
+        str | None,
+        typer.Option(
+            "--architecture", help="The network of `reid models` that it is, where it cannot say: timm, ONNX."
+        ),
     ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Checkpoint: where in the file the weights are.")] = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops (default: what the file says).")
     ] = None,
@@ -55,7 +59,9 @@ def import_model(
     layout: Annotated[
         Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="ONNX: of its input (default: what it says).")
     ] = None,
-    task: Annotated[Task, typer.Option("--task", help="What it tells apart.")] = "person",
+    task: Annotated[
+        Task | None, typer.Option("--task", help="What it tells apart (default: what the file says, else person).")
+    ] = None,
     licence: Annotated[LicenceClass, typer.Option("--licence", help="Class of licence of the weights.")] = "unknown",
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -63,8 +69,19 @@ def import_model(
     pixels = _pixels(color, scale, mean, std, resize)
     if file.suffix.lower() == ".onnx" and architecture is None:
         _refuse("an ONNX graph", config=config, dialect=dialect, set=overrides)
+        _refuse("an ONNX graph", key=key)
         _refuse("an ONNX graph", allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-        _import_graph(file, out, size, pixels, output=output, layout=layout, task=task, licence=licence, over=overwrite)
+        _import_graph(
+            file,
+            out,
+            size,
+            pixels,
+            output=output,
+            layout=layout,
+            task=task or "person",
+            licence=licence,
+            over=overwrite,
+        )
         return
     _refuse("a checkpoint", output=output, layout=layout)
     from reidkit.export.foreign_checkpoint import import_checkpoint
@@ -79,6 +96,7 @@ def import_model(
             config=config,
             dialect=dialect,
             architecture=architecture,
+            key=key,
             overrides=[*stated, *(overrides or ())],
             allow_missing=allow_missing or (),
             allow_unexpected=allow_unexpected or (),

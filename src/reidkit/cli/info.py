@@ -11,6 +11,7 @@ from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.config import to_dict
 from reidkit.manifest import Manifest
+from reidkit.report.results import UNKNOWN, printable
 
 
 def info(
@@ -29,7 +30,7 @@ def _print(bundle: Bundle) -> None:
     manifest = bundle.manifest
     spec, embedding, origin = manifest.input, manifest.embedding, manifest.provenance
     table = console.table(None, "bundle", str(bundle.path))
-    unknown = "not known"
+    unknown = UNKNOWN
     rows = {
         "name": manifest.name,
         "task": manifest.task,
@@ -45,14 +46,15 @@ def _print(bundle: Bundle) -> None:
         "assumed": "\n".join(origin.assumptions) or "nothing",
         "framework": origin.framework or unknown,
         "trained on": origin.dataset or unknown,
+        "started from": origin.init or unknown,
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value))
+        table.add_row(name, _cell(value))
     for measured in manifest.accuracy:
         table.add_row(
-            f"measured ({measured.runtime})",
-            Text(
+            _cell(f"measured ({measured.runtime})"),
+            _cell(
                 f"{measured.dataset}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
                 f"mINP {measured.mINP:.2%} over {measured.queries} queries"
                 + ("" if measured.tta == "none" else f", with {measured.tta} TTA")
@@ -62,13 +64,18 @@ def _print(bundle: Bundle) -> None:
         table.add_row("timed", f"{len(manifest.latency)} rows; `reid card` shows them")
     for name, digest in manifest.files.items():
         size = (bundle.path / name).stat().st_size
-        table.add_row(name, f"{size:,} bytes, sha256 {digest[:16]}…")
+        table.add_row(_cell(name), _cell(f"{size:,} bytes, sha256 {digest[:16]}…"))
     console.out.print(table)
+
+
+def _cell(text: str) -> Text:
+    """What a stranger's manifest says: no markup, no control characters."""
+    return Text(printable(text))
 
 
 def _cost(manifest: Manifest) -> str:
     if manifest.cost is None:
-        return "not known"
+        return UNKNOWN
     flops = manifest.cost.multiply_adds
     text = "multiply-adds not known" if flops is None else f"{flops / 1e9:.2f} G multiply-adds a crop"
     return f"{manifest.cost.parameters:,} parameters, {text}"

@@ -9,6 +9,7 @@ import typer
 from reidkit.errors import ConfigError, unknown_name
 from reidkit.metrics.distance import Metric
 from reidkit.runtime import RuntimeName
+from reidkit.types import InputSpec
 
 BundlePath = Annotated[Path, typer.Argument(help="The model: a folder NAME.reid.", metavar="BUNDLE")]
 DataRoot = Annotated[
@@ -47,9 +48,10 @@ def parse_size(text: str) -> tuple[int, int]:
     """Height and width of a `--size`.
 
     Raises:
-        ConfigError: not two numbers with an x between.
+        ConfigError: not two numbers with an x between, or out of range.
     """
     height, separator, width = text.lower().partition("x")
     if not separator or not (height.isdecimal() and width.isdecimal()):
         raise ConfigError("Cannot read --size", got=text, expected="HEIGHTxWIDTH, such as 256x128")
-    return int(height), int(width)
+    spec = InputSpec(int(height), int(width))  # which knows the limits
+    return spec.height, spec.width

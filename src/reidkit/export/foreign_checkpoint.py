@@ -1,7 +1,7 @@
 """From anyone's checkpoint to a bundle."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,10 +38,11 @@ def import_checkpoint(
     config: Path | None = None,
     dialect: str | None = None,
     architecture: str | None = None,
+    key: str | None = None,
     overrides: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
-    task: Task = "person",
+    task: Task | None = None,
     licence: LicenceClass = "unknown",
     overwrite: bool = False,
 ) -> ImportedCheckpoint:
@@ -52,11 +53,12 @@ def import_checkpoint(
         out: the bundle, `NAME.reid`.
         config: fast-reid's config.yaml.
         dialect: who wrote the file and when, where that should not be found out; see `load_foreign`.
-        architecture: name of the network, for files that cannot say it (ONNX).
+        architecture: name of the network, for files that cannot say it (ONNX, timm).
+        key: where in the file the weights are, when there is more than one set of them.
         overrides: assignments to the network's spec and its input, such as `backbone.max_pool=pad`.
         allow_missing: patterns of names that may be missing; such weights stay random.
         allow_unexpected: patterns of names that may be there and are dropped.
-        task: what it tells apart.
+        task: what it tells apart; None takes what the file says, else people.
         licence: class of licence of the weights.
         overwrite: replace a bundle that is already there.
 
@@ -73,20 +75,25 @@ def import_checkpoint(
         config=config,
         dialect=dialect,
         architecture=architecture,
+        key=key,
+        task=task,
         overrides=overrides,
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
     )
-    provenance = Provenance(
-        source=path.name,
-        source_sha256=file_sha256(path),
+    provenance = foreign.provenance or Provenance(
         dialect=foreign.dialect,
-        assumptions=foreign.assumptions,
         framework=f"torch {torch.__version__}",
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         reidkit=reidkit.__version__,
     )
-    facts = CheckpointFacts(foreign.spec, foreign.input, task, provenance)
+    provenance = replace(
+        provenance,
+        source=path.name,
+        source_sha256=file_sha256(path),
+        assumptions=(*provenance.assumptions, *foreign.assumptions),
+    )
+    facts = CheckpointFacts(foreign.spec, foreign.input, foreign.task, provenance)
     bundle = export_model(foreign.model, facts, out, name=out.stem, licence=licence, overwrite=overwrite)
     beside = ", ".join(f"{name} {value}" for name, value in foreign.extras.items())
     said = (f"beside the weights the file says: {beside}",) if beside else ()

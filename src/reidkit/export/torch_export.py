@@ -104,7 +104,7 @@ def export_model(
         manifest,
         model=onnx_graph(deployed, facts.input),
         golden=Golden(crops, embeddings),
-        weights=deployed_weights(model),
+        weights=deployed_weights(model, facts),
         overwrite=overwrite,
     )
 

@@ -1,6 +1,7 @@
 """reidkit's own checkpoint: one safetensors file that says itself what it is. Loading it never runs code."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 
 from reidkit.architecture import CLASSIFIERS, ModelSpec, read_model_spec
 from reidkit.atomic import output_file
-from reidkit.bundle import Bundle
+from reidkit.bundle import MANIFEST, Bundle
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError, ModelError
 from reidkit.manifest import Provenance
@@ -35,9 +36,12 @@ class CheckpointFacts:
 def save_checkpoint(path: Path | str, model: Network, facts: CheckpointFacts) -> None:
     """Writes weights and facts, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {_METADATA: json.dumps(to_dict(facts), sort_keys=True)}
     with output_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, _metadata(facts))
+
+
+def _metadata(facts: CheckpointFacts) -> dict[str, str]:
+    return {_METADATA: json.dumps(to_dict(facts), sort_keys=True)}
 
 
 def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
@@ -59,25 +63,25 @@ def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
         raise ModelError(f"{path} does not say what it is", expected="a checkpoint written by `reid train`")
     try:
         facts = read_facts(described)
-        model = build_model(facts.architecture, identities=_identities(tensors))
+        model = build_model(facts.architecture, identities=count_identities(tensors))
     except ConfigError as error:
         raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
     load_weights(model, tensors, source=str(path))
     return model.eval(), facts
 
 
-def read_facts(described: dict[str, Any]) -> CheckpointFacts:
+def read_facts(described: Mapping[str, Any]) -> CheckpointFacts:
     """What a checkpoint of today or of reidkit's first schema says of itself.
 
     Raises:
         ConfigError: an unknown or missing key, or a value that cannot be.
     """
     if isinstance(described.get("architecture"), dict):
-        described = described | {"architecture": to_dict(read_model_spec(described["architecture"]))}
+        described = {**described, "architecture": to_dict(read_model_spec(described["architecture"]))}
     return from_dict(CheckpointFacts, described, where="checkpoint")
 
 
-def _identities(tensors: dict[str, torch.Tensor]) -> int | None:
+def count_identities(tensors: Mapping[str, torch.Tensor]) -> int | None:
     """Rows of the classifier; of one that is no table, or has no values, 1: `load_weights` then lists its shape."""
     names = sorted(CLASSIFIERS & tensors.keys())
     if not names:
@@ -111,18 +115,22 @@ def load_deployed(bundle: Bundle) -> DeployedModel:
         raise ModelError(f"{bundle.path} is a foreign graph", expected="a bundle with an architecture and weights")
     try:
         model = build_model(manifest.architecture)
+    except ConfigError as error:
+        described = bundle.path / MANIFEST
+        raise ModelError(f"{described} describes a network this reidkit cannot build", got=error) from error
+    try:
         tensors = load_file(file)
-    except (ConfigError, SafetensorError) as error:
+    except SafetensorError as error:
         raise ModelError(f"{file} cannot be loaded", got=error) from error
     load_weights(model, tensors, source=str(file))
     return DeployedModel(model, manifest.input).eval()
 
 
-def deployed_weights(model: Network) -> bytes:
+def deployed_weights(model: Network, facts: CheckpointFacts) -> bytes:
     """The weights that a bundle carries, as a safetensors file: all but the classifier of the training identities."""
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if name not in CLASSIFIERS
     }
-    return save(tensors)
+    return save(tensors, _metadata(facts))

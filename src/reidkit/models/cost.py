@@ -1,6 +1,5 @@
 """What a network costs, counted on shapes alone: nothing is allocated and nothing is computed."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from reidkit.architecture import ModelSpec, TimmSpec, in_words
+from reidkit.architecture import ModelSpec, in_words, with_size
 from reidkit.errors import ConfigError
 from reidkit.manifest import Cost
 from reidkit.models.model import build_model
@@ -50,8 +49,7 @@ def anatomy(spec: ModelSpec, size: tuple[int, int]) -> Anatomy:
         raise ConfigError(
             "The input size is out of range", got=f"{height}x{width} (height x width)", expected="1 or more"
         )
-    if isinstance(spec.backbone, TimmSpec) and spec.backbone.size is None:
-        spec = replace(spec, backbone=replace(spec.backbone, size=size))
+    spec = with_size(spec, size)
     with _Unfilled(), torch.device("meta"):
         model = build_model(spec).eval()
         crop = torch.empty(1, 3, height, width)

@@ -4,7 +4,6 @@ Axes: `n` crops, `c` channels, `h` x `w` positions of a feature map.
 """
 
 import copy
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,7 @@ class MGN(nn.Module):
     """A ResNet that goes on three times after the first block of stage 3; branch 2 is also cut in halves, 3 in thirds.
 
     The branches begin with the same weights and share none. Only the first keeps the spec's last stride; the maps that
-    are cut have 1, as in fast-reid. A pre-activated trunk is built with the usual placement, which computes the same.
+    are cut have 1, as in fast-reid.
     Source: Wang et al., "Learning Discriminative Features with Multiple Granularities", ACM MM 2018.
 
     Args:
@@ -36,10 +35,9 @@ class MGN(nn.Module):
         super().__init__()
         assert isinstance(spec.backbone, ResNetSpec)
         self.spec = spec
-        network = replace(spec.backbone, preactivation=False)
-        whole = ResNet(network)
+        whole = ResNet(spec.backbone)
         middle = nn.Sequential(*list(whole.layer3)[1:])
-        fine = stage(network, 4, stride=1)
+        fine = stage(spec.backbone, 4, stride=1)
         fine.load_state_dict(whole.layer4.state_dict())
         self.backbone = nn.Sequential(
             whole.conv1, whole.bn1, whole.relu, whole.maxpool, whole.layer1, whole.layer2, whole.layer3[0]

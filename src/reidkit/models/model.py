@@ -80,7 +80,8 @@ class Preprocess(nn.Module):
 
     def forward(self, crops: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 3 height width"]:
         """`(pixel / scale - mean) / std` in the network's channel order."""
-        return self.normalize(crops.permute(0, 3, 1, 2).float())
+        # Contiguous: on turned axes, the exporter writes an average as index arithmetic over the batch.
+        return self.normalize(crops.permute(0, 3, 1, 2).float().contiguous())
 
     def normalize(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
         """The same for RGB pixels, 0 to 255, that are float and NCHW already."""

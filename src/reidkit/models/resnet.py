@@ -67,8 +67,7 @@ class ResNet(nn.Module):
 
     Pre-activation moves every block's last ReLU to the beginning of the next block, and adds one at the end. As each of
     them still stands between the same two sums, the last feature map of the same weights stays the same; only what the
-    stages hand on differs, by its negative part. As in fast-reid, such a network has no non-local blocks, whatever the
-    spec says of them.
+    stages hand on differs, by its negative part.
 
     Attributes:
         dim: channels of the last feature map.
@@ -121,7 +120,7 @@ def stage(spec: ResNetSpec, number: int, *, stride: int) -> nn.Sequential:
 
 
 def _non_local(spec: ResNetSpec, number: int) -> nn.ModuleList:
-    if spec.non_local == "none" or spec.preactivation:
+    if spec.non_local == "none":
         return nn.ModuleList()
     channels = STAGE_WIDTHS[number - 1] * _expansion(spec)
     inner = 1 if spec.non_local == "one" else channels // 2

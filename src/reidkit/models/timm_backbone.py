@@ -48,6 +48,20 @@ def timm_backbone(spec: TimmSpec, *, pooled: bool) -> tuple[nn.Module, int]:
     return network, dim
 
 
+def classifier_of(spec: TimmSpec) -> tuple[str, ...]:
+    """The names of the layers that classify in timm's own network, which a backbone does without.
+
+    Raises:
+        ConfigError: a name that timm does not know.
+        ModuleNotFoundError: timm or torchvision is not installed.
+    """
+    timm = import_timm()
+    if not timm.is_model(spec.name):
+        raise _unknown(spec.name, timm.list_models())
+    layers = timm.get_pretrained_cfg(spec.name).classifier
+    return (layers,) if isinstance(layers, str) else tuple(layers or ())
+
+
 def import_timm() -> Any:
     """Imports timm, which imports torchvision; see `import_torchvision`.
 
@@ -103,7 +117,7 @@ def _create(timm: ModuleType, spec: TimmSpec, *, pooled: bool) -> nn.Module:
             raise ConfigError(
                 f"{spec.name} is built for one size of picture, and none is given",
                 expected="height and width of the crops",
-                fix="set backbone.size, such as [256, 128]",
+                fix="set the backbone's size to that of the crops, such as [256, 128]",
             )
         options["img_size"] = spec.size
     try:
@@ -145,7 +159,7 @@ def _check_patches(network: nn.Module, spec: TimmSpec) -> None:
             f"{spec.name} cuts crops into patches of {rows}x{columns}, which do not cover this size",
             got=f"{height}x{width} (height x width)",
             expected=f"a multiple of {rows} and of {columns}",
-            fix=f"set backbone.size to [{_nearest(height, rows)}, {_nearest(width, columns)}]",
+            fix=f"set the backbone's size to [{_nearest(height, rows)}, {_nearest(width, columns)}]",
         )
 
 
@@ -164,7 +178,7 @@ def _channels(probe: nn.Module, spec: TimmSpec, *, pooled: bool) -> int:
         raise ConfigError(
             f"{spec.name} does not take crops of {size[0]}x{size[1]} (height x width)",
             got=str(error).partition("\n")[0] or type(error).__name__,
-            fix="set backbone.size to another size",
+            fix="set the backbone's size to another",
         ) from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if not isinstance(output, Tensor) or output.ndim != (2 if pooled else 4):

@@ -13,7 +13,6 @@ from reidkit.config import to_dict
 from reidkit.errors import OutputError
 from reidkit.manifest import Accuracy, Latency, LicenceClass, Manifest
 from reidkit.report.document import (
-    UNKNOWN,
     Block,
     Code,
     Document,
@@ -25,7 +24,7 @@ from reidkit.report.document import (
     as_markdown,
     as_page,
 )
-from reidkit.report.results import printable
+from reidkit.report.results import UNKNOWN, printable
 
 NOT_MEASURED = "not measured"
 
@@ -162,6 +161,7 @@ def _origin(manifest: Manifest) -> list[Block]:
     origin = manifest.provenance
     values = {
         "trained on": origin.dataset,
+        **({} if origin.init is None else {"started from": origin.init}),
         "made from": origin.source,
         "sha256 of that": origin.source_sha256,
         **({} if origin.dialect is None else {"written as": origin.dialect}),

@@ -7,9 +7,7 @@ from typing import ClassVar, TypeAlias
 
 import jinja2
 
-from reidkit.report.results import printable
-
-UNKNOWN = "not known"
+from reidkit.report.results import UNKNOWN, printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ Verdict = Literal["right", "wrong", "unknown"]
 
 _NO_NAMES: Mapping[int, str] = MappingProxyType({})
 
+UNKNOWN = "not known"
+"""What stands where nothing is known: nothing is invented."""
+
 
 class Picture(NamedTuple):
     """A picture file and, where known, whom it shows and which camera took it."""

@@ -33,8 +33,8 @@ class FlipEmbedder:
         Where two embeddings cancel each other out the mean is zero and stays so: it has no direction, and a ranking by
         cosine will name it.
         """
-        seen = self._embedder.embed(crops)
-        mirrored = self._embedder.embed(np.ascontiguousarray(crops[:, :, ::-1]))
+        turned = np.ascontiguousarray(crops[:, :, ::-1])  # before an engine has seen the crops
+        seen, mirrored = self._embedder.embed(crops), self._embedder.embed(turned)
         mean = 0.5 * seen + 0.5 * mirrored  # halved first: the sum of two large values could leave float32
         if not self.spec.normalized:
             return mean

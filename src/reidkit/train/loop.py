@@ -16,14 +16,16 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 import reidkit
+from reidkit.architecture import with_size
 from reidkit.atomic import check_free, growing_file
 from reidkit.bundle import file_sha256
-from reidkit.checkpoints.loading import starting_weights
+from reidkit.checkpoints.starting import starting_weights, weights_file
 from reidkit.config import to_dict
 from reidkit.errors import DataError, RuntimeMissing, TrainingError
 from reidkit.imaging import stream_crops
 from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
+from reidkit.models.cost import model_cost
 from reidkit.models.model import EmbeddingModel, Preprocess
 from reidkit.train.augment import augment_batch
 from reidkit.train.losses import batch_hard_triplet, identity_loss
@@ -106,6 +108,7 @@ def train(
         on_step: called with the state of the run.
 
     Raises:
+        ConfigError: the network cannot be built, or takes no crops of the recipe's size.
         DataError: nothing to train on.
         ImageError: a crop cannot be decoded.
         RuntimeMissing: the device is not there.
@@ -118,7 +121,10 @@ def train(
     next(_batches(labels, recipe, epoch=0))  # too few identities: said before the decoding
     checkpoint = Path(out) / CHECKPOINT
     check_free(checkpoint, overwrite=overwrite)
-    weights = None if init is None else starting_weights(init, recipe.model.backbone)
+    size = (recipe.input.height, recipe.input.width)
+    spec = with_size(recipe.model, size)
+    model_cost(spec, size)  # a network that takes no such crops: said before the decoding, too
+    weights = None if init is None else starting_weights(init, spec.backbone)
     # Opened first: a folder that cannot be written to is refused before the work, not after it.
     with growing_file(Path(out) / LOG) as stream:
         log = csv.writer(stream)
@@ -130,7 +136,7 @@ def train(
 
         torch.manual_seed(recipe.seed)
         crops = _decode(split, recipe.input, on_decode).to(target)
-        model = EmbeddingModel(recipe.model, identities=len(pids))
+        model = EmbeddingModel(spec, identities=len(pids))
         if weights is not None:
             model.load_state_dict(weights, strict=False)
         model = model.to(target)
@@ -142,13 +148,13 @@ def train(
     provenance = Provenance(
         source=checkpoint.parent.name,
         framework=f"torch {torch.__version__}",
-        init=None if init is None else f"{init.name}, sha256 {file_sha256(init)}",
+        init=None if init is None else f"{init.name}, sha256 {file_sha256(weights_file(init))}",
         dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
         recipe=to_dict(recipe),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         reidkit=reidkit.__version__,
     )
-    save_checkpoint(checkpoint, model, CheckpointFacts(model.spec, recipe.input, task, provenance))
+    save_checkpoint(checkpoint, model, CheckpointFacts(spec, recipe.input, task, provenance))
     return TrainedRun(checkpoint, len(pids), len(labels), steps, seconds)
 
 

@@ -143,14 +143,15 @@ def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequen
         ConfigError: no such recipe or network, or a key or value in it that cannot be.
     """
     instead = {} if model is None else {"model": to_dict(named_model(model))}
+    defaults = {"model": to_dict(ModelSpec())}  # so that an override can name one option of the backbone alone
     if Path(name).suffix == ".toml":
-        return load_toml(Recipe, name, instead=instead, overrides=overrides)
+        return load_toml(Recipe, name, defaults=defaults, instead=instead, overrides=overrides)
     folder = resources.files("reidkit.train") / "recipes"
     known = sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if str(name) not in known:
         raise unknown_name("recipe", str(name), known)
     with resources.as_file(folder / f"{name}.toml") as path:
-        return load_toml(Recipe, path, instead=instead, overrides=overrides)
+        return load_toml(Recipe, path, defaults=defaults, instead=instead, overrides=overrides)
 
 
 def _fraction(name: str, value: float) -> None:
