@@ -33,13 +33,16 @@ def checkpoint(tmp_path_factory):
 def test_a_checkpoint_becomes_a_bundle_that_says_how(run, checkpoint, tmp_path):
     path, tensors = checkpoint
     out = tmp_path / "theirs.reid"
-    status, printed, _ = run("import", path, "--config", path.with_name("config.yaml"), "--out", out)
+    status, printed, _ = run(
+        "import", path, "--config", path.with_name("config.yaml"), "--set", "input.color=rgb", "--out", out
+    )
     assert status == 0
     for line in (
         "found: a checkpoint of fast-reid",
         "found: ResNet-18 with IBN-a, last stride 1, ceiling max-pool; GeM 3, BNneck",
         "found: beside the weights the file says: epoch 119, metric 0.5",
         "assumed: max-pooling without padding",
+        "found: set by hand: input.color=rgb",
         "wrote ",
     ):
         assert line in printed
@@ -47,6 +50,7 @@ def test_a_checkpoint_becomes_a_bundle_that_says_how(run, checkpoint, tmp_path):
     manifest, golden = bundle.manifest, bundle.golden()
     assert manifest.provenance.dialect == "fastreid-2021-03"
     assert any("--set backbone.max_pool=pad" in text for text in manifest.provenance.assumptions)
+    assert "set by hand: input.color=rgb" in manifest.provenance.assumptions
     assert (manifest.input.height, manifest.input.width, manifest.input.resize) == (64, 32, "bicubic")
     assert manifest.cost is not None
     # Everything with a weight but the classifier, buffers left out.

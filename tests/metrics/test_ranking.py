@@ -5,13 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.retrieval import retrieval_average_precision
 
 from reidkit.errors import InputError
 from reidkit.metrics.distance import distance_matrix
 from reidkit.metrics.junk import Labels, same_file
 from reidkit.metrics.ranking import has_match, match_ranks, rank_gallery
+from reidkit.models.timm_backbone import import_torchvision
 from reidkit.types import UNKNOWN_IDENTITY
+
+import_torchvision()  # torchmetrics imports it, wherever it is installed
+from torchmetrics.functional.retrieval import retrieval_average_precision  # noqa: E402
 
 
 def loop(distances, query, gallery):

@@ -32,8 +32,8 @@ class Foreign:
         task: what it tells apart.
         dialect: whose checkpoint it is, and of which time.
         findings: what was detected and done, and from what.
-        assumptions: what the file does not say and was assumed, each with the override that says otherwise; what was
-            set by hand; and what stayed random.
+        assumptions: what the file does not say and was assumed, each with the override that says otherwise; and what
+            stayed random.
         provenance: what a checkpoint of reidkit says of its own origin; None of anybody else's.
         extras: plain values that were in the file beside the weights (`epoch`, `metric`).
     """
@@ -118,8 +118,15 @@ def load_foreign(
         input=input_,
         task=own.task if own is not None else task or "person",
         dialect=reading.dialect,
-        findings=(*container.notes, *reading.findings, in_words(spec), *fitted.findings, _input_in_words(input_)),
-        assumptions=(*_still_assumed(reading, overrides), *fitted.random, *_by_hand(overrides)),
+        findings=(
+            *container.notes,
+            *reading.findings,
+            in_words(spec),
+            *_exponents(model),
+            *fitted.findings,
+            _input_in_words(input_),
+        ),
+        assumptions=(*_still_assumed(reading, overrides), *fitted.random),
         provenance=None if own is None else own.provenance,
         extras=container.extras,
     )
@@ -138,7 +145,7 @@ def _from_onnx(path: Path, architecture: str, task: Task, overrides: Sequence[st
         task=task,
         dialect=reading.dialect,
         findings=(in_words(spec), proof, _input_in_words(input_)),
-        assumptions=(*_still_assumed(reading, overrides), *_by_hand(overrides)),
+        assumptions=_still_assumed(reading, overrides),
         provenance=None,
         extras={},
     )
@@ -206,8 +213,9 @@ def _keys(overrides: Iterable[str]) -> set[str]:
     return {override.partition("=")[0].strip() for override in overrides}
 
 
-def _by_hand(overrides: Sequence[str]) -> tuple[str, ...]:
-    return (f"set by hand: {', '.join(overrides)}",) if overrides else ()
+def _exponents(model: Network) -> tuple[str, ...]:
+    learned = [tensor.item() for name, tensor in model.state_dict().items() if name.endswith("pool_layer.p")]
+    return (f"GeM's exponent as learned: {', '.join(f'{p:.3f}' for p in learned)}",) if learned else ()
 
 
 def _input_in_words(spec: InputSpec) -> str:

@@ -81,6 +81,7 @@ def import_checkpoint(
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
     )
+    by_hand = (f"set by hand: {', '.join(overrides)}",) if overrides else ()
     provenance = foreign.provenance or Provenance(
         dialect=foreign.dialect,
         framework=f"torch {torch.__version__}",
@@ -91,10 +92,10 @@ def import_checkpoint(
         provenance,
         source=path.name,
         source_sha256=file_sha256(path),
-        assumptions=(*provenance.assumptions, *foreign.assumptions),
+        assumptions=(*provenance.assumptions, *foreign.assumptions, *by_hand),
     )
     facts = CheckpointFacts(foreign.spec, foreign.input, foreign.task, provenance)
     bundle = export_model(foreign.model, facts, out, name=out.stem, licence=licence, overwrite=overwrite)
     beside = ", ".join(f"{name} {value}" for name, value in foreign.extras.items())
     said = (f"beside the weights the file says: {beside}",) if beside else ()
-    return ImportedCheckpoint(bundle, (*foreign.findings, *said), foreign.assumptions)
+    return ImportedCheckpoint(bundle, (*foreign.findings, *by_hand, *said), foreign.assumptions)
