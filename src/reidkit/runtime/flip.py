@@ -33,7 +33,8 @@ class FlipEmbedder:
         Where two embeddings cancel each other out the mean is zero and stays so: it has no direction, and a ranking by
         cosine will name it.
         """
-        turned = np.ascontiguousarray(crops[:, :, ::-1])  # before an engine has seen the crops
+        # Turned before an engine has seen them; what are no crops the engine refuses.
+        turned = np.ascontiguousarray(crops[:, :, ::-1]) if crops.ndim == 4 else crops
         seen, mirrored = self._embedder.embed(crops), self._embedder.embed(turned)
         mean = 0.5 * seen + 0.5 * mirrored  # halved first: the sum of two large values could leave float32
         if not self.spec.normalized:
