@@ -42,11 +42,11 @@ def _print(bundle: Bundle) -> None:
         "cost": _cost(manifest),
         "licence": manifest.licence,
         "made from": origin.source or unknown,
-        "written as": origin.dialect or unknown,
-        "assumed": "\n".join(origin.assumptions) or "nothing",
+        **({} if origin.dialect is None else {"written as": origin.dialect}),
+        **({} if not origin.assumptions else {"assumed": "\n".join(origin.assumptions)}),
         "framework": origin.framework or unknown,
         "trained on": origin.dataset or unknown,
-        "started from": origin.init or unknown,
+        **({} if origin.init is None else {"started from": origin.init}),
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
     }
     for name, value in rows.items():
