@@ -62,6 +62,7 @@ def test_a_checkpoint_becomes_a_bundle_that_says_how(run, checkpoint, tmp_path):
     status, printed, _ = run("info", out)
     assert status == 0
     assert "fastreid-2021-03" in printed
+    assert "\N{REPLACEMENT CHARACTER}" not in printed
     status, printed, _ = run("info", out, "--json")
     assert json.loads(printed)["architecture"]["head"]["pooling"] == "gem"
 

@@ -97,7 +97,7 @@ def source_of(tensors: Mapping[str, Tensor], *, file: str, dialect: str | None =
         f"Cannot tell what network {file} holds",
         got=_prefixes(sizes),
         expected="a ResNet, MGN or OSNet of fast-reid, torchreid, torchvision, timm or reidkit",
-        fix="export it to ONNX with its own project, and import that",
+        fix="if it is one of timm's, say --architecture timm:NAME; else export it to ONNX, and import that",
     )
 
 

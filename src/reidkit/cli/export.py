@@ -32,4 +32,5 @@ def export(
             export_weights(source, out, overwrite=overwrite)
         else:
             export_checkpoint(source, out, name=name, licence=licence or "unknown", overwrite=overwrite)
-    console.say(f"wrote {out}")
+    beside = f" and {out.name}.json, which belongs to it" if out.suffix == ".wts" else ""
+    console.say(f"wrote {out}{beside}")

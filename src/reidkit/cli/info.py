@@ -70,7 +70,7 @@ def _print(bundle: Bundle) -> None:
 
 def _cell(text: str) -> Text:
     """What a stranger's manifest says: no markup, no control characters."""
-    return Text(printable(text))
+    return Text("\n".join(map(printable, text.split("\n"))))
 
 
 def _cost(manifest: Manifest) -> str:

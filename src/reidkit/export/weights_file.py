@@ -1,6 +1,5 @@
 """The weights of a run or a bundle as a file for others: `.wts` or safetensors."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from reidkit.atomic import check_free
@@ -47,6 +46,5 @@ def _load(source: Path) -> tuple[Network, CheckpointFacts]:
     if manifest.architecture is None:
         fix = "only a bundle of a known architecture has weights of its own; use its model.onnx"
         raise ModelError(f"{source} is a foreign graph", expected="a bundle with an architecture", fix=fix)
-    provenance = replace(manifest.provenance, source=source.name)
-    facts = CheckpointFacts(manifest.architecture, manifest.input, manifest.task, provenance)
+    facts = CheckpointFacts(manifest.architecture, manifest.input, manifest.task, manifest.provenance)
     return load_deployed(bundle).model, facts
