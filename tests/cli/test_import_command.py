@@ -42,6 +42,7 @@ def test_a_checkpoint_becomes_a_bundle_that_says_how(run, checkpoint, tmp_path):
         "found: ResNet-18 with IBN-a, last stride 1, ceiling max-pool; GeM 3, BNneck",
         "found: beside the weights the file says: epoch 119, metric 0.5",
         "assumed: max-pooling without padding",
+        "assumed: it tells persons apart (otherwise: --task vehicle)",
         "found: set by hand: input.color=rgb",
         "wrote ",
     ):

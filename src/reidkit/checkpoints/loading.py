@@ -19,6 +19,7 @@ from reidkit.models.model import Network, build_model
 from reidkit.types import InputSpec, Task
 
 _INPUT = "input"
+_TASK_ASSUMED = ("it tells persons apart (otherwise: --task vehicle)",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,11 @@ def load_foreign(
             *fitted.findings,
             _input_in_words(input_),
         ),
-        assumptions=(*_still_assumed(reading, overrides), *fitted.random),
+        assumptions=(
+            *_still_assumed(reading, overrides),
+            *(_TASK_ASSUMED if task is None and own is None else ()),
+            *fitted.random,
+        ),
         provenance=None if own is None else own.provenance,
         extras=container.extras,
     )
