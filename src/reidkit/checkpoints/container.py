@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from reidkit.checkpoints.pickled_numpy import PickledArray, allow_numpy
+from reidkit.checkpoints.reading import some
 from reidkit.errors import ModelError
 from reidkit.wts import read_wts
 
@@ -186,13 +187,13 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             fix="if you trust who made it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
     if "data.pkl" not in names:
-        got = f"a zip of {_listed(entry.filename for entry in entries) or 'nothing'}"
+        got = f"a zip of {some((entry.filename for entry in entries), 4) or 'nothing'}"
         raise ModelError(f"{path} is a zip that torch.save did not write", got=got, expected="data.pkl")
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ModelError(
             f"{path} unpacks to more than it holds",
-            got=f"a zip with {_listed(packed)} compressed" if packed else "a zip whose entries overlap",
+            got=f"a zip with {some(packed, 4)} compressed" if packed else "a zip whose entries overlap",
             expected="entries that are stored as they are, which is how torch.save writes them",
             fix="get the file from where it was first published",
         )
@@ -227,7 +228,7 @@ def _weights(path: Path, whole: Any, key: str | None) -> tuple[dict[Any, Any], d
     if not isinstance(whole, dict):
         raise ModelError(f"{path} holds no dict of weights", got=type(whole).__name__, expected="a state dict")
     entries = dict(dict.items(whole))  # whatever the pickle hung on an OrderedDict
-    keys = _listed([_shown(name) for name in entries], at_most=12) or "none"
+    keys = some([_shown(name) for name in entries], 12) or "none"
     if key is not None:
         if not isinstance(entries.get(key), dict):
             raise ModelError(
@@ -348,7 +349,7 @@ def _without_prefix(path: Path, container: Container) -> Container:
     if len(prefixed) < len(container.tensors):
         raise ModelError(
             f"{path}: {len(prefixed)} of {len(container.tensors)} names begin with {_PREFIX}",
-            got=f"without it: {_listed(name for name in container.tensors if not name.startswith(_PREFIX))}",
+            got=f"without it: {some((name for name in container.tensors if not name.startswith(_PREFIX)), 4)}",
             expected="all of them or none: a part of it may be of another network",
             fix="save the weights again under names of one kind",
         )
@@ -361,9 +362,3 @@ def _shown(value: Any) -> str:
     """A value of a pickle for a message; of one that may be endlessly deep, its type."""
     kind = type(value).__name__
     return value[:80] if isinstance(value, str) else f"{kind} {value!r}"[:80] if _is_plain(value) else f"a {kind}"
-
-
-def _listed(names: Iterable[str], at_most: int = 4) -> str:
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more

@@ -101,13 +101,12 @@ def fit(
     loaded = {name: tensor for name, tensor in got.items() if name in wanted}
     model.load_state_dict({name: loaded.get(name, tensor) for name, tensor in wanted.items()})
     fresh = sorted(kept & wanted.keys())
-    random = (f"{len(fresh)} missing tensors keep fresh initial values, as allowed: {group_names(fresh)}",)
-    random = random if fresh else ()
+    kept_fresh = f"{len(fresh)} missing tensors keep fresh initial values, as allowed: {group_names(fresh)}"
     if absent := sorted(kept - wanted.keys()):
         findings.append(f"missing, as allowed, and not built: {group_names(absent)}")
     if left_out:
         findings.append(f"{len(left_out)} unexpected tensors were left out, as allowed: {group_names(left_out)}")
-    return Fitted(tuple(findings), random)
+    return Fitted(tuple(findings), random=(kept_fresh,) if fresh else ())
 
 
 def _converted(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

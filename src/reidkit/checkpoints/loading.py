@@ -7,12 +7,12 @@ from typing import Any
 
 from reidkit.architecture import CLASSIFIERS, ModelSpec, TimmSpec, in_words, with_size
 from reidkit.checkpoints.container import Container, read_container
-from reidkit.checkpoints.detection import DIALECTS, OWN, source_of
+from reidkit.checkpoints.detection import OWN, source_of
 from reidkit.checkpoints.fit import fit
 from reidkit.checkpoints.named import load_onnx, read_as
 from reidkit.checkpoints.reading import Reading
 from reidkit.config import from_dict, to_dict, with_overrides
-from reidkit.errors import ConfigError, ModelError, unknown_name
+from reidkit.errors import ConfigError, ModelError
 from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import count_identities, read_facts
 from reidkit.models.model import Network, build_model
@@ -110,7 +110,7 @@ def load_foreign(
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
     )
-    own = read_facts(container.facts) if reading.dialect == OWN and container.facts is not None else None
+    own = reading.own
     if own is not None and task not in (None, own.task):
         raise ConfigError(f"{path} tells apart another thing", got=task, expected=own.task, fix="leave --task out")
     return Foreign(
@@ -166,8 +166,6 @@ def read_any(container: Container, path: Path) -> Reading:
 
 
 def _read(container: Container, path: Path, config: Path | None, dialect: str | None, task: Task | None) -> Reading:
-    if dialect is not None and dialect not in DIALECTS:
-        raise unknown_name("dialect", dialect, DIALECTS)
     if container.facts is not None and dialect in (None, OWN):
         return _own(container, path, config)
     if dialect == OWN:
@@ -195,6 +193,7 @@ def _own(container: Container, path: Path, config: Path | None) -> Reading:
         input=facts.input,
         identities=_identities(container, facts.architecture),
         tensors=container.tensors,
+        own=facts,
         findings=("a checkpoint of reidkit, which says itself what it is",),
     )
 

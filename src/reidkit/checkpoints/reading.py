@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reidkit.architecture import ModelSpec
 from reidkit.errors import ModelError
+from reidkit.models.checkpoint import CheckpointFacts
 from reidkit.types import InputSpec
 
 Sizes = Mapping[str, int]
@@ -70,6 +71,7 @@ class Reading:
         identities: classes of the classifier in `tensors`; None where there is none.
         tensors: by canonical name.
         names: how the file calls a canonical name, where it differs.
+        own: what a checkpoint of reidkit says of itself; None of anybody else's.
         findings: what was detected, and from what.
         assumptions: what was not.
         expected: canonical names that a whole file has though the network can do without: classifiers.
@@ -83,6 +85,7 @@ class Reading:
     identities: int | None
     tensors: Mapping[str, Tensor]
     names: Mapping[str, str] = field(default_factory=dict)
+    own: CheckpointFacts | None = None
     findings: tuple[str, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     expected: tuple[str, ...] = ()

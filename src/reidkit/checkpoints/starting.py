@@ -36,9 +36,9 @@ def starting_weights(path: Path | str, backbone: BackboneSpec) -> dict[str, Tens
     container = read_container(path)
     wanted = ModelSpec(backbone, HeadSpec(pooling="own" if isinstance(backbone, TimmSpec) else "average", neck=False))
     names, reason = _names(container, path, backbone)
-    fresh = [] if any(name.startswith(f"{_BACKBONE}NL_") for name in names) else [f"{_BACKBONE}NL_*"]
-    if not (isinstance(backbone, ResNetSpec) and backbone.non_local != "none"):
-        fresh = []
+    wants = isinstance(backbone, ResNetSpec) and backbone.non_local != "none"
+    has = any(name.startswith(f"{_BACKBONE}NL_") for name in names)
+    fresh = [f"{_BACKBONE}NL_*"] if wants and not has else []
     model = build_model(wanted)
     weights = {canonical: tensor for canonical, tensor in names.items() if canonical.startswith(_BACKBONE)}
     try:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-import jinja2
-
+from reidkit.report.pages import template
 from reidkit.report.results import UNKNOWN, printable
 
 
@@ -88,15 +87,9 @@ class Document:
 
 def as_page(document: Document) -> str:
     """One HTML page: no script, nothing to fetch."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reidkit.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # not what a macro made
-    )
-    return environment.get_template("document.html").render(document=document, unknown=UNKNOWN)
+    # Not what a macro made: that is escaped already.
+    page = template("document.html", finalize=lambda value: printable(value) if type(value) is str else value)
+    return page.render(document=document, unknown=UNKNOWN)
 
 
 def as_markdown(document: Document) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from reidkit.atomic import output_file
+from reidkit.report.pages import template
 from reidkit.report.results import (
     Chapter,
     Picture,
@@ -119,14 +119,7 @@ def write_search_page(
     numbers = {path: number for number, path in enumerate(path for path, image in images.items() if image is not None)}
     sections = _sections(results, chosen, numbers)
     verdicts = {cell.verdict for section in sections for entry in section.entries for cell in entry.found}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reidkit.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("search.html").render(
+    text = template("search.html").render(
         title=printable(title),
         facts=[(printable(name), printable(value)) for name, value in facts.items()],
         queries=len(results.queries),
