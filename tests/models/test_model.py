@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
+from numpy_layers import batch_norm
+from numpy_networks import fastreid_resnet
 from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
 from reidkit.models.model import DeployedModel, EmbeddingModel, Preprocess
 from reidkit.types import InputSpec
@@ -27,67 +28,22 @@ def randomised(spec, *, identities=None, seed=0):
     return model
 
 
-class ByHand:
-    """ResNet-18 in numpy, one line a layer, from a state dict by fast-reid's names."""
-
-    def __init__(self, model):
-        self.w = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
-
-    def conv(self, x, name, stride=1, pad=0):
-        kernel = self.w[f"{name}.weight"]
-        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        windows = sliding_window_view(x, kernel.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
-        return np.tensordot(windows, kernel, axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
-
-    def affine(self, x, name):
-        return x * self.w[f"{name}.weight"][:, None, None] + self.w[f"{name}.bias"][:, None, None]
-
-    def batch_norm(self, x, name):
-        mean, var = self.w[f"{name}.running_mean"], self.w[f"{name}.running_var"]
-        return self.affine((x - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None], name)
-
-    def instance_norm(self, x, name):
-        mean, var = x.mean(axis=(2, 3), keepdims=True), x.var(axis=(2, 3), keepdims=True)
-        return self.affine((x - mean) / np.sqrt(var + 1e-5), name)
-
-    def norm(self, x, name):
-        if f"{name}.IN.weight" not in self.w:
-            return self.batch_norm(x, name)
-        half = x.shape[1] // 2
-        first, rest = self.instance_norm(x[:, :half], f"{name}.IN"), self.batch_norm(x[:, half:], f"{name}.BN")
-        return np.concatenate([first, rest], axis=1)
-
-    def max_pool(self, x):
-        """3 x 3, stride 2, no padding; a last window that hangs over the edge takes what there is."""
-        hang = [(0, -(size - 3) % 2) for size in x.shape[2:]]
-        x = np.pad(x, ((0, 0), (0, 0), *hang), constant_values=-np.inf)
-        return sliding_window_view(x, (3, 3), axis=(2, 3))[:, :, ::2, ::2].max(axis=(4, 5))
-
-    def block(self, x, name, stride):
-        shortcut = x
-        if f"{name}.downsample.0.weight" in self.w:
-            shortcut = self.batch_norm(self.conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
-        x = np.maximum(self.norm(self.conv(x, f"{name}.conv1", stride, 1), f"{name}.bn1"), 0)
-        return np.maximum(self.batch_norm(self.conv(x, f"{name}.conv2", 1, 1), f"{name}.bn2") + shortcut, 0)
-
-    def embed(self, x, last_stride, pool):
-        x = np.maximum(self.batch_norm(self.conv(x, "backbone.conv1", 2, 3), "backbone.bn1"), 0)
-        x = self.max_pool(x)
-        for stage, stride in ((1, 1), (2, 2), (3, 2), (4, last_stride)):
-            x = self.block(x, f"backbone.layer{stage}.0", stride)
-            x = self.block(x, f"backbone.layer{stage}.1", 1)
-        return self.batch_norm(pool(x), "heads.bottleneck.0")[:, :, 0, 0]
+def weights_of(model):
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
-def gem(x, p=3.0):
-    return (np.maximum(x, 1e-6) ** p).mean(axis=(2, 3), keepdims=True) ** (1 / p)
-
-
-POOLS = {
-    "gem": gem,
-    "average": lambda x: x.mean(axis=(2, 3), keepdims=True),
-    "max": lambda x: x.max(axis=(2, 3), keepdims=True),
-}
+def by_hand(model, x):
+    """The embedding by the network that the tests keep in numpy, which shares no code with the models."""
+    backbone, head = model.spec.backbone, model.spec.head
+    return fastreid_resnet(
+        weights_of(model),
+        x,
+        depth=backbone.depth,
+        ibn=backbone.ibn == "a",
+        last_stride=backbone.last_stride,
+        pooling=head.pooling,
+        gem_p=None if head.gem_learned else head.gem_p,
+    )
 
 
 def relative_error(got, expected):
@@ -106,10 +62,9 @@ def relative_error(got, expected):
 def test_the_whole_network_by_hand(spec, size):
     model = randomised(spec)
     x = np.random.default_rng(3).normal(0, 1, (2, 3, *size))
-    pool = POOLS[spec.head.pooling] if spec.head.pooling != "gem" else lambda x: gem(x, spec.head.gem_p)
     with torch.inference_mode():
         got = model(torch.from_numpy(x).float()).numpy()
-    assert relative_error(got, ByHand(model).embed(x, spec.backbone.last_stride, pool)) < 1e-4
+    assert relative_error(got, by_hand(model, x)) < 1e-4
     lengths = np.linalg.norm(got, axis=1)
     assert np.abs(lengths - 1).min() > 0.5  # not normalised
 
@@ -123,7 +78,7 @@ def test_from_pixels_to_embedding_by_hand(color):
         got = DeployedModel(model, spec).eval()(torch.from_numpy(crops)).numpy()
     ordered = crops if color == "rgb" else crops[..., ::-1]
     x = (ordered / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    assert relative_error(got, ByHand(model).embed(x.transpose(0, 3, 1, 2), 1, gem)) < 1e-4
+    assert relative_error(got, by_hand(model, x.transpose(0, 3, 1, 2))) < 1e-4
 
 
 def test_in_training_the_metric_loss_sees_the_embedding_before_the_neck_and_the_classifier_after_it():
@@ -132,10 +87,12 @@ def test_in_training_the_metric_loss_sees_the_embedding_before_the_neck_and_the_
     with torch.inference_mode():
         before, logits = model.training_outputs(x)
         after = model(x)
-    by_hand = ByHand(model)
-    expected = by_hand.batch_norm(before.double().numpy()[:, :, None, None], "heads.bottleneck.0")[:, :, 0, 0]
+    weights = weights_of(model)
+    expected = batch_norm(weights, "heads.bottleneck.0", before.double().numpy())
     np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits, after.double().numpy() @ by_hand.w["heads.weight"].T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits, after.double().numpy() @ weights["heads.weight"].astype(np.float64).T, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
