@@ -16,7 +16,7 @@ import numpy as np
 from reidkit.data import load_split
 from reidkit.data.synth import synthesize
 from reidkit.imaging import available_cores, stream_crops
-from reidkit.metrics.distance import Metric
+from reidkit.metrics.distance import Metric, compare
 from reidkit.metrics.junk import labels_of
 from reidkit.metrics.ranking import rank_gallery
 from reidkit.types import Crop, InputSpec
@@ -47,7 +47,7 @@ def raw_pixel_map(query: tuple[Crop, ...], gallery: tuple[Crop, ...], size: tupl
     asked, searched = (pixels(crops, InputSpec(*size)) for crops in (query, gallery))
     labels = labels_of(query), labels_of(gallery)
     metrics: tuple[Metric, ...] = ("euclidean", "cosine")
-    return max(rank_gallery(asked, searched, *labels, metric=metric).mean_ap for metric in metrics)
+    return max(rank_gallery(compare(asked, searched, metric), *labels).mean_ap for metric in metrics)
 
 
 def pixels(crops: tuple[Crop, ...], spec: InputSpec) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Shape and type checks on every annotated function of reidkit, and what several rooms need to test with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,14 @@ from jaxtyping import install_import_hook
 
 # Before the first import of reidkit: from here on a wrong shape or type in any call is an error.
 install_import_hook("reidkit", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in, or taken from, the folder of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,8 @@ def write_bundle(
 def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     """Adds a measurement to the manifest, in place of an earlier one that was made in the same way.
 
-    The same way is the same data set, protocol, metric, test-time augmentation, runtime, precision and device.
+    The same way is the same data set, protocol, metric, refinement, test-time augmentation, runtime, precision and
+    device.
 
     Raises:
         ConfigError: the measurement holds a value that could not be read back.
@@ -154,7 +155,7 @@ def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     """
 
     def way(a: Accuracy) -> tuple[str, ...]:
-        return (a.dataset, a.protocol, a.metric, a.tta, a.runtime, a.precision, a.device)
+        return (a.dataset, a.protocol, a.metric, a.refinement, a.tta, a.runtime, a.precision, a.device)
 
     def add(current: Manifest) -> Manifest:
         others = tuple(a for a in current.accuracy if way(a) != way(accuracy))

@@ -15,7 +15,7 @@ from reidkit.types import InputSpec, Precision, Task
 SCHEMA = 2
 
 LicenceClass = Literal["permissive", "copyleft", "research-only", "proprietary", "unknown"]
-Tta = Literal["none", "flip"]
+Tta = Literal["none", "flip", "multiscale", "flip+multiscale"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ class Accuracy:
         mINP: mean inverse negative penalty.
         queries: that were valid.
         gallery: crops that were ranked.
-        tta: test-time augmentation; "flip" adds the embedding of the mirrored crop.
+        tta: test-time augmentation: "flip" adds the embedding of the mirrored crop, "multiscale" those of the crop at
+            other scales, "flip+multiscale" those of all of them from both sides.
+        refinement: of the distances before they were ranked, in words: query expansion, re-ranking.
     """
 
     dataset: str
@@ -95,6 +97,7 @@ class Accuracy:
     queries: int
     gallery: int
     tta: Tta = "none"
+    refinement: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("rank1", "mAP", "mINP"):

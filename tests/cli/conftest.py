@@ -5,6 +5,12 @@ from PIL import Image
 from reidkit.cli import main
 
 
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path_factory, monkeypatch):
+    """What one test embedded is not there for another."""
+    monkeypatch.setenv("REIDKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def run(capsys):
     """Runs a command; gives its exit status, output and complaints."""

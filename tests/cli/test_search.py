@@ -37,7 +37,7 @@ def test_every_command_measures_by_one_protocol(run, tiny_bundle, market, tmp_pa
     # ... and, once, a distractor: only this one counts.
     shutil.copy(copy / "query" / "0004_c1s1_000000_00.jpg", gallery / "0000_c2s1_000000_00.jpg")
     assert run("evaluate", tiny_bundle, "--data", copy, "--json", tmp_path / "a.json")[0] == 0
-    report = json.loads((tmp_path / "a.json").read_text())
+    (report,) = json.loads((tmp_path / "a.json").read_text())
     assert (report["junk"], report["gallery"]["distractors"]) == (7, 1)
     assert 0 < report["mAP"] < 1
     sources = {"data": ["--data", copy], "folders": ["--query", copy / "query", "--gallery", gallery]}

@@ -19,7 +19,16 @@ DUKE = (
 
 
 def test_formats():
-    assert list(FORMATS) == ["market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "table"]
+    assert list(FORMATS) == ["market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "vehicleid", "folder", "table"]
+
+
+def test_a_variant_of_a_format_without(lay_out):
+    with pytest.raises(ConfigError) as caught:
+        load_split(lay_out(MARKET), variant="small")
+    assert (
+        "set has no variants\n  got: variant 'small' of market1501\n  expected: only with cuhk03 or vehicleid"
+        in str(caught.value)
+    )
 
 
 def test_no_data_set_lists_all_layouts(lay_out):

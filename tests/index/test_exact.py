@@ -1,16 +1,27 @@
-from typing import Any, cast
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given as cases
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from reidkit.errors import InputError
-from reidkit.index import NO_NEIGHBOR, nearest
+from reidkit.index import NO_NEIGHBOR, Exclusion, nearest, nearest_by
+from reidkit.index.exact import BYTES_PER_PAIR, smallest
+from reidkit.metrics.distance import compare, given
 
 
 def on_a_line(*places):
     return np.array(places, dtype=np.float32)[:, None]
+
+
+def memory_for(rows, query, gallery):
+    """A limit of memory under which that many queries are compared at a time."""
+    distances = compare(query, gallery, "euclidean")
+    return distances.bytes_fixed + rows * (distances.bytes_per_query + BYTES_PER_PAIR * len(gallery))
+
+
+def excluding(columns, *, shape):
+    return Exclusion(shape, lambda row: np.array(columns, dtype=np.int64))
 
 
 def test_nearest_first_by_hand():
@@ -43,7 +54,7 @@ def test_no_queries_find_nothing():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
+@cases(
     # Few places: many ties.
     query=st.lists(st.integers(0, 4), min_size=1, max_size=7),
     gallery=st.lists(st.integers(0, 4), min_size=1, max_size=12),
@@ -51,21 +62,65 @@ def test_no_queries_find_nothing():
     block=st.integers(1, 8),
 )
 def test_agrees_with_a_plain_sort(query, gallery, top, block):
-    found = nearest(on_a_line(*query), on_a_line(*gallery), top=top, metric="euclidean", block=block)
+    queries, crops = on_a_line(*query), on_a_line(*gallery)
+    found = nearest(queries, crops, top=top, metric="euclidean", memory=memory_for(block, queries, crops))
     for asked, row in zip(query, found.indices.tolist(), strict=True):
         assert row == sorted(range(len(gallery)), key=lambda i: (abs(gallery[i] - asked), i))[:top]
 
 
+@settings(max_examples=40, deadline=None)
+@cases(
+    seed=st.integers(0, 2**32 - 1),
+    columns=st.integers(1, 700),
+    places=st.sampled_from([1, 3, 40, 10**6]),
+    top=st.integers(1, 60),
+)
+def test_the_smallest_of_long_rows_agree_with_a_stable_sort(seed, columns, places, top):
+    values = np.random.default_rng(seed).integers(-places, places, (3, columns)).astype(np.float32)
+    top = min(top, columns)
+    order = np.argsort(values, axis=1, kind="stable")[:, :top]
+    indices, found = smallest(values, top)
+    assert indices.tolist() == order.tolist()
+    assert found.tolist() == np.take_along_axis(values, order, axis=1).tolist()
+
+
+def test_negative_zero_ties_with_zero():
+    assert smallest(np.array([[0.0, -0.0, -1.0, 0.0]], np.float32), 4)[0].tolist() == [[2, 0, 1, 3]]
+
+
+def test_any_distances_can_be_searched_even_negative_ones():
+    matrix = np.array([[-3, -5, 2, -5], [0.5, 0.25, -1, 8]], np.float32)
+    found = nearest_by(given(matrix), top=3)
+    assert found.indices.tolist() == [[1, 3, 0], [2, 1, 0]]
+    assert found.distances.tolist() == [[-5, -5, -3], [-1, 0.25, 0.5]]
+
+
+def test_the_cases_ofdistances_are_not_changed():
+    matrix = np.array([[3, 1, 2]], np.float32)
+    nearest_by(given(matrix), exclude=[excluding([1], shape=(1, 3))])
+    assert matrix.tolist() == [[3, 1, 2]]
+
+
 def test_a_pair_is_left_out_when_any_exclusion_says_so():
-    first = lambda rows: np.array([[True, False, False]])  # noqa: E731
-    last = lambda rows: np.array([[False, False, True]])  # noqa: E731
-    found = nearest(on_a_line(0), on_a_line(1, 2, 3), metric="euclidean", exclude=[first, last])
-    assert found.indices.tolist() == [[1, NO_NEIGHBOR, NO_NEIGHBOR]]
+    exclude = [excluding([1], shape=(1, 3)), excluding([1, 2], shape=(1, 3))]
+    found = nearest(on_a_line(0), on_a_line(1, 2, 3), metric="euclidean", exclude=exclude)
+    assert found.indices.tolist() == [[0, NO_NEIGHBOR, NO_NEIGHBOR]]
+    assert found.distances.tolist() == [[1, np.inf, np.inf]]
+
+
+def test_each_query_has_its_own_exclusions_whatever_the_blocks():
+    queries, gallery = on_a_line(0, 0, 0, 0, 0), on_a_line(1, 2, 3, 4, 5)
+    each = Exclusion((5, 5), lambda row: np.arange(row, dtype=np.int64))
+    memory = memory_for(2, queries, gallery)
+    found = nearest(queries, gallery, top=2, metric="euclidean", exclude=[each], memory=memory)
+    assert found.indices.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4], [4, NO_NEIGHBOR]]
 
 
 def test_progress_counts_queries():
     seen = []
-    nearest(on_a_line(*range(5)), on_a_line(1), block=2, metric="euclidean", progress=lambda *step: seen.append(step))
+    queries, gallery = on_a_line(*range(5)), on_a_line(1)
+    memory = memory_for(2, queries, gallery)
+    nearest(queries, gallery, memory=memory, metric="euclidean", progress=lambda *step: seen.append(step))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -74,10 +129,22 @@ def test_an_empty_gallery_is_refused():
         nearest(on_a_line(1), np.empty((0, 1), np.float32))
 
 
-@pytest.mark.parametrize("name", ["top", "block"])
-def test_numbers_below_one_are_refused(name):
-    with pytest.raises(InputError, match=rf"{name} must be at least 1\n  got: 0"):
-        nearest(on_a_line(1), on_a_line(1), **cast("dict[str, Any]", {name: 0}))
+def test_a_top_below_one_is_refused():
+    with pytest.raises(InputError, match=r"top must be at least 1\n  got: 0"):
+        nearest(on_a_line(1), on_a_line(1), top=0)
+
+
+def test_too_little_memory_for_one_query_is_refused():
+    queries, gallery = on_a_line(1), on_a_line(1, 2, 3)
+    memory = memory_for(1, queries, gallery)
+    assert nearest(queries, gallery, memory=memory, metric="euclidean").indices.shape == (1, 3)
+    with pytest.raises(InputError, match=rf"too small to compare[\s\S]*got: {memory - 1}[\s\S]*expected: {memory}"):
+        nearest(queries, gallery, memory=memory - 1, metric="euclidean")
+
+
+def test_embeddings_of_two_models_are_refused():
+    with pytest.raises(InputError, match=r"differ in width\n  got: 1 and 2"):
+        nearest(on_a_line(1), np.ones((3, 2), np.float32))
 
 
 def test_bad_embeddings_are_named():
@@ -87,4 +154,4 @@ def test_bad_embeddings_are_named():
 
 def test_an_exclusion_of_other_data_is_refused():
     with pytest.raises(InputError, match=r"exclusion does not fit[\s\S]*\(1, 2\)[\s\S]*\(1, 3\)"):
-        nearest(on_a_line(1), on_a_line(1, 2, 3), exclude=[lambda _: np.zeros((1, 2), dtype=bool)])
+        nearest(on_a_line(1), on_a_line(1, 2, 3), exclude=[excluding([], shape=(1, 2))])

@@ -5,27 +5,43 @@ import numpy as np
 import pytest
 
 from reidkit.errors import InputError
-from reidkit.index import NO_NEIGHBOR, nearest
-from reidkit.metrics.junk import Labels, excluded_pairs, labels_of, same_camera, same_file
+from reidkit.metrics.junk import (
+    Exclusion,
+    Labels,
+    check_exclusions,
+    excluded_rows,
+    labels_of,
+    rows_by_identity,
+    same_camera,
+    same_file,
+)
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop
-
-EVERY = slice(0, 100)
 
 
 def labels(*pairs):
     return labels_of([Crop(Path("x"), pid, camid) for pid, camid in pairs])
 
 
+def rows_of(exclusion):
+    """The excluded gallery rows of each query."""
+    return [exclusion.of(query).tolist() for query in range(exclusion.shape[0])]
+
+
 def test_the_same_identity_in_the_same_camera():
-    query = labels((1, 1), (1, UNKNOWN_CAMERA))
-    gallery = labels((1, 1), (1, 2), (2, 1), (1, UNKNOWN_CAMERA))
-    assert same_camera(query, gallery)(EVERY).tolist() == [[True, False, False, False], [False] * 4]
+    query = labels((1, 1), (1, UNKNOWN_CAMERA), (9, 1))
+    gallery = labels((1, 1), (1, 2), (2, 1), (1, UNKNOWN_CAMERA), (1, 1))
+    assert rows_of(same_camera(query, gallery)) == [[0, 4], [], []]
 
 
 @pytest.mark.parametrize("nobody", [DISTRACTOR, UNKNOWN_IDENTITY])
 def test_two_of_unknown_identity_are_not_the_same(nobody):
     crops = labels((nobody, 1))
-    assert same_camera(crops, crops)(EVERY).tolist() == [[False]]
+    assert rows_of(same_camera(crops, crops)) == [[]]
+
+
+def test_unsigned_labels_know_no_unknown():
+    crops = Labels(np.array([255], dtype=np.uint8), np.array([255], dtype=np.uint8))
+    assert rows_of(same_camera(crops, crops)) == [[0]]
 
 
 def test_the_very_same_file_under_any_name(tmp_path):
@@ -35,20 +51,47 @@ def test_the_very_same_file_under_any_name(tmp_path):
     link = tmp_path / "link.jpg"
     link.symlink_to(file)
     written_otherwise = Path(os.path.relpath(file))
-    assert same_file([file], [other, link, written_otherwise])(EVERY).tolist() == [[False, True, True]]
+    assert rows_of(same_file([file, other], [other, link, written_otherwise])) == [[1, 2], [0]]
 
 
-def test_search_leaves_out_what_is_excluded_block_by_block():
-    places = np.array([[1], [2], [3]], dtype=np.float32)
-    exclude = [same_camera(labels((1, 1), (2, 1)), labels((1, 1), (2, 1), (3, 1))), same_file("ab", "cba")]
-    found = nearest(np.zeros((2, 1), np.float32), places, metric="euclidean", exclude=exclude, block=1)
-    assert found.indices.tolist() == [[1, NO_NEIGHBOR, NO_NEIGHBOR], [0, 2, NO_NEIGHBOR]]
+def test_several_exclusions_leave_out_each_row_once():
+    exclude = [same_camera(labels((1, 1), (2, 1)), labels((1, 1), (2, 1), (1, 1))), same_file("ab", "cca")]
+    assert excluded_rows(exclude, 0).tolist() == [0, 2]
+    assert excluded_rows(exclude, 1).tolist() == [1]
+    assert excluded_rows([], 0).tolist() == []
 
 
-def test_no_exclusion_excludes_nothing():
-    assert excluded_pairs([], slice(0, 2), (2, 3)).tolist() == [[False] * 3] * 2
+def test_rows_by_identity():
+    found = rows_by_identity(labels((5, 0), (DISTRACTOR, 0), (5, 1), (2, 0)))
+    assert {pid: rows.tolist() for pid, rows in found.items()} == {DISTRACTOR: [1], 2: [3], 5: [0, 2]}
+    assert rows_by_identity(labels()) == {}
+
+
+def test_an_exclusion_of_another_size():
+    with pytest.raises(InputError, match=r"exclusion does not fit[\s\S]*\(1, 2\) \(queries, gallery\)[\s\S]*\(1, 3\)"):
+        check_exclusions([same_file("a", "abc"), same_file("a", "ab")], (1, 3))
+    check_exclusions([Exclusion((1, 3), lambda _: np.array([0]))], (1, 3))
 
 
 def test_labels_differ_in_number():
-    with pytest.raises(InputError, match="Identities and cameras differ in number"):
+    with pytest.raises(InputError, match="Identities and cameras differ in number\n  got: 2 and 1"):
         Labels(np.array([1, 2]), np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("pids", "camids", "message"),
+    [
+        (
+            ["0001", "0002"],
+            [0, 0],
+            r"identities are no row of whole[^\n]*\n  got: <U4 \(2,\), such as '0001'[^$]*unique",
+        ),
+        ([1.0], [0], r"identities are no row of whole numbers\n  got: float64 \(1,\), such as 1.0"),
+        ([1], ["c1"], r"cameras are no row of whole numbers\n  got: <U2 \(1,\), such as 'c1'"),
+        ([[1]], [[0]], r"identities are no row of whole numbers\n  got: int64 \(1, 1\)"),
+        ([], [0], r"identities are no row of whole numbers\n  got: float64 \(0,\)\n"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers(pids, camids, message):
+    with pytest.raises(InputError, match=message):
+        Labels(np.array(pids), np.array(camids))

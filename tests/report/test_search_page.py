@@ -1,6 +1,5 @@
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,41 +11,13 @@ from reidkit.report.results import Picture, QueryScore
 from reidkit.report.search_page import write_search_page
 
 
-class Page(HTMLParser):
-    """What a browser would make of the page: its elements and its text."""
-
-    VOID = frozenset({"meta", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.text, self.open = [], "", []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += "" if self.open and self.open[-1] == "style" else f" {data.strip()}"
-
-    def with_class(self, name):
-        return [attrs for _, attrs in self.elements if name in (attrs.get("class") or "").split()]
-
-
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, read_page):
     def written(results, **options):
         out = tmp_path / "page.html"
         write_search_page(out, results, **{"title": "A search", **options})
         text = out.read_text(encoding="utf-8")
-        page = Page(text)
-        assert page.open == []
-        return text, page
+        return text, read_page(text)
 
     return written
 

@@ -9,6 +9,7 @@ import reidkit
 from reidkit.cli import (
     bench,
     card,
+    compare,
     data,
     demo,
     embed,
@@ -67,6 +68,7 @@ app.command("import")(import_model.import_model)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("card")(card.card)
 app.command("embed")(embed.embed)

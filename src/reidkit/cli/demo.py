@@ -36,7 +36,7 @@ def demo(
     _headline("4/7  verifying every installed engine")
     parities = verify.verify(bundle)
     _headline("5/7  measuring accuracy on people it has never seen")
-    report = evaluate.evaluate(bundle, people, json_file=out / "accuracy.json", record=True)
+    (report,) = evaluate.evaluate([bundle], [people], json_file=out / "accuracy.json", record=True)
     _headline("6/7  measuring speed")
     rows = bench.bench(bundle, seconds=0.3, csv_file=out / "latency.csv", plot=out / "latency.png")
     _headline("7/7  searching")
@@ -60,13 +60,12 @@ def _draw_people(root: Path, sheet: Path, *, shown: int = 8, pictures: int = 12)
 
 
 def _summary(report: Report, parities: list[Parity], rows: list[Latency], seconds: float) -> None:
-    ranking = report.ranking
     single = min((row for row in rows if row.batch == 1 and not row.decode), key=lambda row: row.median_ms)
     busiest = max((row for row in rows if row.decode), key=lambda row: row.images_per_second)
     table = console.table("What the demo measured", "", "")
-    table.add_row("mAP on unseen people", f"{ranking.mean_ap:.1%}")
-    table.add_row("rank-1", f"{ranking.cmc(1):.1%}")
-    table.add_row("mINP", f"{ranking.mean_inp:.1%}")
+    table.add_row("mAP on unseen people", f"{report.mean_ap:.1%}")
+    table.add_row("rank-1", f"{report.cmc(1):.1%}")
+    table.add_row("mINP", f"{report.mean_inp:.1%}")
     table.add_row("engines that agree with PyTorch", ", ".join(parity.runtime for parity in parities))
     table.add_row("one crop", f"{single.median_ms:.1f} ms on {single.runtime}")
     table.add_row("from JPEG to embedding", f"{busiest.images_per_second:.0f} images/s on {busiest.runtime}")

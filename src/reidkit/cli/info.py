@@ -58,6 +58,7 @@ def _print(bundle: Bundle) -> None:
                 f"{measured.dataset}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
                 f"mINP {measured.mINP:.2%} over {measured.queries} queries"
                 + ("" if measured.tta == "none" else f", with {measured.tta} TTA")
+                + ("" if measured.refinement == "none" else f", {measured.refinement}")
             ),
         )
     if manifest.latency:

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -7,7 +8,11 @@ from typing import Annotated, TypeVar
 import typer
 
 from reidkit.errors import ConfigError, unknown_name
+from reidkit.index.refinement import Refinement
+from reidkit.index.reranking import KReciprocal
+from reidkit.manifest import Tta
 from reidkit.metrics.distance import Metric
+from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.runtime import RuntimeName
 from reidkit.types import InputSpec
 
@@ -16,7 +21,9 @@ DataRoot = Annotated[
     Path, typer.Option("--data", help="A data set: Market-1501 or another known layout, a plain folder, or a CSV.")
 ]
 DataFormat = Annotated[str | None, typer.Option("--format", help="Layout of the data set; found out if not given.")]
-DataVariant = Annotated[str | None, typer.Option("--variant", help="For CUHK03: detected or labeled.")]
+DataVariant = Annotated[
+    str | None, typer.Option("--variant", help="CUHK03: detected or labeled. VehicleID: small, medium or large.")
+]
 Runtime = Annotated[RuntimeName, typer.Option("--runtime", help="Engine to run on.")]
 Device = Annotated[str, typer.Option("--device", help="Where to run, in the engine's own words: cpu, cuda, gpu.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
@@ -26,6 +33,24 @@ SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be decoded, and say which.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+
+
+Memory = Annotated[str, typer.Option("--memory", help="Ranking may take, beside the embeddings: 1GiB, 512MiB.")]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option("--protocol", help=f"{', '.join(PROTOCOLS)} (default: the one of the data set's layout)."),
+]
+TtaOption = Annotated[Tta, typer.Option("--tta", help="Test-time augmentation: mirrored, at several scales, or both.")]
+Dba = Annotated[int, typer.Option("--dba", min=0, help="Database augmentation by so many neighbours.")]
+QueryExpansion = Annotated[int, typer.Option("--query-expansion", min=0, help="Expand queries by so many neighbours.")]
+Alpha = Annotated[
+    float, typer.Option("--alpha", min=0, help="Neighbours count by cosine to this power; 0 is the average.")
+]
+Rerank = Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours.")]
+K1 = Annotated[int, typer.Option("--k1", min=1, help="Of --rerank: reciprocal neighbours.")]
+K2 = Annotated[int, typer.Option("--k2", min=1, help="Of --rerank: neighbours to average over.")]
+Weight = Annotated[float, typer.Option("--lambda", min=0, max=1, help="Of --rerank: weight of the original distance.")]
+Cached = Annotated[bool, typer.Option("--cache/--no-cache", help="Embed the same pictures with the same model once.")]
 
 
 T = TypeVar("T", bound=str)
@@ -55,3 +80,34 @@ def parse_size(text: str) -> tuple[int, int]:
         raise ConfigError("Cannot read --size", got=text, expected="HEIGHTxWIDTH, such as 256x128")
     spec = InputSpec(int(height), int(width))  # which knows the limits
     return spec.height, spec.width
+
+
+_UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a `--memory`.
+
+    Raises:
+        ConfigError: not a number and a unit, or none at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower(), re.ASCII)
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise ConfigError("Cannot read --memory", got=text, expected="a number and a unit, such as 1GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def refinement(
+    dba: int, query_expansion: int, alpha: float, rerank: bool, k1: int, k2: int, weight: float
+) -> Refinement:
+    """The options that make distances better, as one.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    return Refinement(
+        database_augmentation=dba,
+        query_expansion=query_expansion,
+        alpha=alpha,
+        rerank=KReciprocal(k1, k2, weight) if rerank else None,
+    )

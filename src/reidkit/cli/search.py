@@ -12,11 +12,13 @@ from reidkit.cli.pictures import Pictures, read_pictures
 from reidkit.data import load_split
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import EmbeddedCrops, embed_crops
-from reidkit.index import Exclude, nearest, same_camera, same_file
-from reidkit.metrics.distance import Metric
-from reidkit.metrics.ranking import Ranking, rank_gallery
+from reidkit.index import NearestScorer, Neighbors, nearest_by, same_camera, same_file
+from reidkit.index.refinement import Refinement, refined
+from reidkit.index.reranking import KReciprocal
+from reidkit.metrics.distance import Distances
+from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, walk
 from reidkit.report.contact_sheet import write_contact_sheet
-from reidkit.report.results import Picture, QueryScore, SearchResults, pictures
+from reidkit.report.results import Picture, SearchResults, pictures, scores
 from reidkit.runtime import load
 from reidkit.types import DISTRACTOR, Crop
 
@@ -32,6 +34,7 @@ def search(
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = "cpu",
     metric: options.MetricName = "cosine",
+    rerank: options.Rerank = False,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     data_format: options.DataFormat = None,
@@ -59,19 +62,16 @@ def search(
         parts.append(part)
     asked, searched = parts
     labelled = queries.labelled and pool.labelled
-    exclude = [same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops])]
-    ranking = _ranking(asked, searched, metric, exclude) if labelled else None
-    if labelled:
-        exclude.append(same_camera(asked.labels, searched.labels))
-    with console.progress_bar("searching") as progress:
-        found = nearest(
-            asked.embeddings, searched.embeddings, top=top, metric=metric, exclude=exclude, progress=progress
-        )
+    labelled = queries.labelled and pool.labelled
+    how = Refinement(rerank=KReciprocal() if rerank else None)
+    with console.progress_bar("re-ranking" if rerank else "comparing") as progress:
+        distances = refined(asked.embeddings, searched.embeddings, how, metric=metric, progress=progress)
+    found, ranking = _search(asked, searched, distances, top, labelled)
     results = SearchResults(
         _pictures(queries, asked.crops, labelled),
         _pictures(pool, searched.crops, labelled),
         found,
-        None if ranking is None else _scores(ranking),
+        None if ranking is None else scores(ranking),
     )
     title = f"{opened.manifest.name}: search"
     facts = _facts(opened, embedder.spec.runtime, ranking)
@@ -100,30 +100,24 @@ def _sources(
     return query_crops, gallery_crops
 
 
-def _ranking(
-    asked: EmbeddedCrops, searched: EmbeddedCrops, metric: Metric, exclude: Sequence[Exclude]
-) -> Ranking | None:
-    nobody = sum(crop.pid == DISTRACTOR for crop in asked.crops)
+def _search(
+    asked: EmbeddedCrops, searched: EmbeddedCrops, distances: Distances, top: int, labelled: bool
+) -> tuple[Neighbors, Ranking | None]:
+    """The nearest crops of every query and, where labels tell, where the right ones stand; in one pass."""
+    own_file = same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops])
+    nobody = sum(crop.pid == DISTRACTOR for crop in asked.crops) if labelled else 0
     if nobody:
         # Nobody's query has no rank; then only the frames tell.
         console.warn(f"{nobody} of {len(asked.crops)} queries are distractors by their names (0000): nothing is scored")
-        return None
-    with console.progress_bar("ranking") as progress:
-        ranking = rank_gallery(
-            asked.embeddings,
-            searched.embeddings,
-            asked.labels,
-            searched.labels,
-            metric=metric,
-            exclude=exclude,
-            progress=progress,
-        )
-    return ranking if ranking.valid.any() else None
-
-
-def _scores(ranking: Ranking) -> list[QueryScore | None]:
-    pairs = zip(ranking.average_precision.tolist(), ranking.first_match.tolist(), strict=True)
-    return [QueryScore(precision, first) if first else None for precision, first in pairs]
+    with console.progress_bar("searching") as progress:
+        if not labelled or nobody:
+            exclude = [own_file, *([same_camera(asked.labels, searched.labels)] if labelled else [])]
+            return nearest_by(distances, top=top, exclude=exclude, progress=progress), None
+        found, ranks = NearestScorer(distances.shape, top), RankScorer(len(asked.crops))
+        relevances = Relevances(asked.labels, searched.labels, exclude=[own_file])
+        walk(distances, relevances, [found, ranks], progress=progress)
+    ranking = ranks.ranking()
+    return found.neighbors(), ranking if ranking.valid.any() else None
 
 
 def _pictures(source: Pictures, crops: Sequence[Crop], labelled: bool) -> list[Picture]:

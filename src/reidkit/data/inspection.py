@@ -206,11 +206,18 @@ def _structure_findings(split: Split, unmatched: Sequence[Crop]) -> Iterator[Fin
             f"{share} without a match{across} in the gallery: {end}",
             tuple(query.path for query in unmatched),
         )
-    blind = [crop.path for crops in _subsets(split).values() for crop in crops if crop.camid == UNKNOWN_CAMERA]
+    # A file in several subsets is one picture.
+    blind = {crop.path for crops in _subsets(split).values() for crop in crops if crop.camid == UNKNOWN_CAMERA}
     if blind:
         text = f"{count(len(blind), 'crop')} of unknown camera: no gallery crop is junk for its camera there."
-        yield Finding("unknown-camera", "info", text, tuple(blind))
+        yield Finding("unknown-camera", "info", text, tuple(sorted(blind, key=Path.as_posix)))
     one_pool = _is_one_pool(split)
+    if not one_pool and split.query and _files(split.query) == _files(split.gallery):
+        text = (
+            f"Query and gallery are the same {count(len(split.query), 'picture')}: none is ranked for itself; under a "
+            "protocol that draws its gallery (VehicleID's), those that are not drawn ask."
+        )
+        yield Finding("query-is-gallery", "info", text)
     if one_pool:
         text = (
             f"Training and test set are the same {count(len(split.train), 'picture')}: accuracy will look better than"
@@ -220,8 +227,12 @@ def _structure_findings(split: Split, unmatched: Sequence[Crop]) -> Iterator[Fin
 
 
 def _is_one_pool(split: Split) -> bool:
-    learned, tested = ({crop.path for crop in crops} for crops in (split.train, (*split.query, *split.gallery)))
-    return bool(learned) and learned == tested
+    learned = _files(split.train)
+    return bool(learned) and learned == _files((*split.query, *split.gallery))
+
+
+def _files(crops: Iterable[Crop]) -> set[Path]:
+    return {crop.path for crop in crops}
 
 
 def _identity_findings(split: Split, one_pool: bool) -> Iterator[Finding]:

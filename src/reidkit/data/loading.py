@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from reidkit.data import cuhk03, dukemtmc, folder, market1501, msmt17, table, veri776
+from reidkit.data import cuhk03, dukemtmc, folder, market1501, msmt17, table, vehicleid, veri776
 from reidkit.data.naming import contents, entries
 from reidkit.errors import ConfigError, DataError, unknown_name
 from reidkit.imaging import IMAGE_SUFFIXES
@@ -28,6 +28,14 @@ class Parser(Protocol):
         ...
 
 
+class VariantParser(Protocol):
+    """What a module of a format has where one data set comes in several variants."""
+
+    def load(self, root: Path, variant: str | None = None) -> Split:
+        """Parses one variant of `root`, None being the usual one; raises ConfigError where there is no such variant."""
+        ...
+
+
 FORMATS: Mapping[str, Parser] = MappingProxyType(
     {
         "market1501": market1501,
@@ -35,11 +43,15 @@ FORMATS: Mapping[str, Parser] = MappingProxyType(
         "msmt17": msmt17,
         "cuhk03": cuhk03,
         "veri776": veri776,
+        "vehicleid": vehicleid,
         "folder": folder,
         "table": table,
     }
 )
 """Every format by name; `FORMATS[name].LAYOUT` says what it looks like on disk."""
+
+VARIANT_FORMATS: Mapping[str, VariantParser] = MappingProxyType({"cuhk03": cuhk03, "vehicleid": vehicleid})
+"""Those of them that come in variants."""
 
 
 def load_split(root: Path | str, format: str | None = None, *, variant: str | None = None) -> Split:  # noqa: A002
@@ -51,7 +63,8 @@ def load_split(root: Path | str, format: str | None = None, *, variant: str | No
     Args:
         root: the data set's folder; or its parent, when exactly one of the folders inside is a data set; or a CSV file.
         format: one of FORMATS; None tells it by folders and file names.
-        variant: of CUHK03, "detected" (which None takes) or "labeled".
+        variant: of CUHK03, "detected" (which None takes) or "labeled"; of VehicleID, the test set: "small" (which None
+            takes), "medium", "large", or its number of vehicles.
 
     Raises:
         ConfigError: there is no such format or variant.
@@ -63,10 +76,14 @@ def load_split(root: Path | str, format: str | None = None, *, variant: str | No
     if not root.exists():
         raise DataError(f"No such folder or file: {root}", expected="a data set", fix="check the path")
     name, home = _find(root, format)
-    if name == "cuhk03":
-        return cuhk03.load(home, variant)
+    if name in VARIANT_FORMATS:
+        return VARIANT_FORMATS[name].load(home, variant)
     if variant is not None:
-        raise ConfigError(f"{home} has no variants", got=f"variant {variant!r} of {name}", expected="CUHK03 only")
+        raise ConfigError(
+            f"{home} has no variants",
+            got=f"variant {variant!r} of {name}",
+            expected=f"only with {' or '.join(VARIANT_FORMATS)}",
+        )
     return FORMATS[name].load(home)
 
 

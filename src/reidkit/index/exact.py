@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import Metric, prepare, prepared_distances
-from reidkit.metrics.junk import Exclude, excluded_pairs
+from reidkit.metrics.distance import MEMORY, Distances, Metric, compare, row_blocks
+from reidkit.metrics.junk import Exclusion, check_exclusions, excluded_rows
+from reidkit.metrics.ranking import Relevance
 from reidkit.types import Progress, no_progress
 
 NO_NEIGHBOR = -1
 """In `Neighbors.indices`: nothing is left for this rank, because the rest of the gallery is excluded for the query."""
 
-_BLOCK_BYTES = 256 << 20
-_BYTES_PER_PAIR = 24  # distances, keys and their temporaries
+BYTES_PER_PAIR = 28
+"""Memory that `smallest` takes for each column where all of a row are ties; it goes through one row at a time."""
+
+_GROUP = 64  # columns that share one minimum
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,58 +35,129 @@ class Neighbors:
 
 
 def nearest(
-    query: Float[np.ndarray, "query dim"],
-    gallery: Float[np.ndarray, "gallery dim"],
+    query: Shaped[np.ndarray, "..."],
+    gallery: Shaped[np.ndarray, "..."],
     *,
     top: int = 10,
     metric: Metric = "cosine",
-    exclude: Sequence[Exclude] = (),
-    block: int | None = None,
+    exclude: Sequence[Exclusion] = (),
+    memory: int = MEMORY,
     progress: Progress = no_progress,
 ) -> Neighbors:
     """Finds the `top` nearest gallery embeddings of every query; of equally near ones, the first in gallery order.
 
     Args:
-        query: embeddings to ask with.
-        gallery: embeddings to be found.
+        query: (n, dim), float16 or float32, to ask with.
+        gallery: likewise, of the same width, to be found.
         top: how many to find; a smaller gallery gives all it has.
         metric: to compare by.
         exclude: pairs that must not be found, for example `same_camera` and `same_file`; a pair is left out when any
             of them says so.
-        block: queries compared at a time; None takes as many as keep a block within 256 MiB.
+        memory: bytes that this may take, beside the embeddings and the result.
         progress: told the number of queries done.
 
     Raises:
-        InputError: the gallery is empty, `top` or `block` is below 1, an exclusion is of another size, or the
-            embeddings cannot be compared (see `distance_matrix`).
+        InputError: the gallery is empty, `top` is below 1, an exclusion is of another size, `memory` does not suffice
+            for one query, or the embeddings cannot be compared (see `reidkit.metrics.distance.compare`).
     """
-    if len(gallery) == 0:
+    distances = compare(query, gallery, metric)
+    return nearest_by(distances, top=top, exclude=exclude, memory=memory, progress=progress)
+
+
+def nearest_by(
+    distances: Distances,
+    *,
+    top: int = 10,
+    exclude: Sequence[Exclusion] = (),
+    memory: int = MEMORY,
+    progress: Progress = no_progress,
+) -> Neighbors:
+    """`nearest` by any distances: re-ranked ones, say.
+
+    Raises:
+        InputError: as `nearest`.
+    """
+    queries, gallery = distances.shape
+    if gallery == 0:
         raise InputError("The gallery is empty", expected="at least one embedding", fix="add pictures to the gallery")
-    for name, value in (("top", top), ("block", block)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1", got=value)
-    q, g = prepare(query, metric, "query"), prepare(gallery, metric, "gallery")
-    top = min(top, len(g))
-    block = block or max(1, _BLOCK_BYTES // (_BYTES_PER_PAIR * len(g)))
-    indices = np.empty((len(q), top), dtype=np.int64)
-    distances = np.empty((len(q), top), dtype=np.float32)
-    for start in range(0, len(q), block):
-        rows = slice(start, min(start + block, len(q)))
-        values = prepared_distances(q[rows], g, metric)
-        values[excluded_pairs(exclude, rows, values.shape)] = np.inf
-        indices[rows], distances[rows] = _smallest(values, top)
-        progress(rows.stop, len(q))
-    indices[np.isinf(distances)] = NO_NEIGHBOR
-    return Neighbors(indices, distances)
+    if top < 1:
+        raise InputError("top must be at least 1", got=top)
+    check_exclusions(exclude, distances.shape)
+    top = min(top, gallery)
+    indices = np.empty((queries, top), dtype=np.int64)
+    found = np.empty((queries, top), dtype=np.float32)
+    for rows in row_blocks(distances, memory=memory, bytes_per_query=BYTES_PER_PAIR * gallery):
+        values = distances.block(rows)
+        _leave_out(values, rows, exclude)
+        indices[rows], found[rows] = smallest(values, top)
+        del values  # before the next ones are made
+        progress(rows.stop, queries)
+    indices[np.isinf(found)] = NO_NEIGHBOR
+    return Neighbors(indices, found)
 
 
-def _smallest(values: Float32[np.ndarray, "block gallery"], top: int) -> tuple[np.ndarray, np.ndarray]:
-    # The bits of a float that is not negative sort like the float. With the gallery row below them in one integer,
-    # ties are settled by gallery order, no two keys are equal, and a partition cannot pick the wrong one of a tie.
-    bits = (values + np.float32(0)).view(np.uint32)  # adding zero turns -0 into 0
-    keys = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(values.shape[1], dtype=np.uint64)
-    keys.partition(top - 1, axis=1)
-    found = np.sort(keys[:, :top], axis=1)
-    return (found & np.uint64(0xFFFFFFFF)).astype(np.int64), (found >> np.uint64(32)).astype(np.uint32).view(np.float32)
+class NearestScorer:
+    """Notes the nearest crops of every query on a walk that takes other measures too (`ranking.walk`).
+
+    What the walk leaves out is not found; of equally near crops, the first in gallery order is.
+
+    Args:
+        shape: number of queries, and of gallery crops.
+        top: how many to note; a smaller gallery gives all it has.
+
+    Raises:
+        InputError: `top` is below 1.
+    """
+
+    def __init__(self, shape: tuple[int, int], top: int) -> None:
+        if top < 1:
+            raise InputError("top must be at least 1", got=top)
+        queries, gallery = shape
+        self._indices = np.full((queries, min(top, gallery)), NO_NEIGHBOR, dtype=np.int64)
+        self._distances = np.full((queries, min(top, gallery)), np.inf, dtype=np.float32)
+
+    def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
+        """Takes note of one query; see `reidkit.metrics.ranking.Scorer`."""
+        row = distances.copy()
+        row[found.left_out] = np.inf
+        indices, values = smallest(row[None], self._indices.shape[1])
+        self._indices[query] = np.where(np.isinf(values[0]), NO_NEIGHBOR, indices[0])
+        self._distances[query] = values[0]
+
+    def neighbors(self) -> Neighbors:
+        """What was noted."""
+        return Neighbors(self._indices, self._distances)
+
+
+def _leave_out(values: np.ndarray, rows: slice, exclude: Sequence[Exclusion]) -> None:
+    for query, row in zip(range(rows.start, rows.stop), values, strict=True):
+        row[excluded_rows(exclude, query)] = np.inf
+
+
+def smallest(
+    values: Float32[np.ndarray, "block gallery"], top: int
+) -> tuple[Int64[np.ndarray, "block top"], Float32[np.ndarray, "block top"]]:
+    """Columns of the `top` smallest values of each row, ascending, with the values; ties go to the first column.
+
+    Args:
+        values: without NaN.
+        top: at least 1, at most the number of columns.
+    """
+    indices = np.empty((len(values), top), dtype=np.int64)
+    found = np.empty((len(values), top), dtype=np.float32)
+    for row, columns, nearest_values in zip(values, indices, found, strict=True):
+        candidates = np.flatnonzero(row <= _bound(row, top))
+        near = row[candidates]
+        order = np.argsort(near, kind="stable")[:top]
+        columns[:], nearest_values[:] = candidates[order], near[order]
+    return indices, found
+
+
+def _bound(row: np.ndarray, top: int) -> np.float32:
+    """A value that at least `top` of a row do not exceed, and not many more than that."""
+    # The minima of so many groups are so many values of the row. Columns of a group stand far apart: in a gallery that
+    # is sorted by identity, whoever is near stands side by side, and would be hidden behind few minima.
+    size = max(1, min(_GROUP, len(row) // (4 * top)))
+    groups = len(row) // size
+    minima = row[: size * groups].reshape(size, groups).min(axis=0)
+    return np.partition(minima, top - 1)[top - 1]

@@ -1,36 +1,55 @@
 """Whom an embedding shows, and which pairs of a query and a gallery crop are not ranked.
 
-Axes: `query` rows, `gallery` columns, `block` of query rows. The room of the data sets does not know this one:
+Axes: `n` crops, `query` rows, `gallery` columns. The room of the data sets does not know this one:
 `reidkit.data.inspection` applies the same rule to single crops.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int64, Shaped
 
 from reidkit.errors import InputError
 from reidkit.types import UNKNOWN_CAMERA, Crop
 
-Exclude = Callable[[slice], Bool[np.ndarray, "block gallery"]]
-"""Given a block of query rows, says which gallery columns must not be found for each of them."""
+GalleryRows = Int64[np.ndarray, "_"]  # any number of them: each query has its own
+
+NO_ROWS: GalleryRows = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Identity and camera of each row of a set of embeddings; the values are those of `Crop`."""
+    """Identity and camera of each row of a set of embeddings; the values are those of `Crop`.
 
-    pids: Int[np.ndarray, " n"]
-    camids: Int[np.ndarray, " m"]  # m is n: checked below, with a message
+    Attributes:
+        pids: whole numbers, one per crop.
+        camids: likewise.
+
+    Raises:
+        InputError: they are no whole numbers (names, say), have more than one axis, or differ in number.
+    """
+
+    pids: Shaped[np.ndarray, "..."]
+    camids: Shaped[np.ndarray, "..."]
 
     def __post_init__(self) -> None:
-        if self.pids.shape != self.camids.shape or self.pids.ndim != 1:
+        for name, values in (("identities", self.pids), ("cameras", self.camids)):
+            if values.ndim != 1 or values.dtype.kind not in "iu":
+                example = "".join(f", such as {value!r}" for value in values.ravel()[:1].tolist())
+                raise InputError(
+                    f"The {name} are no row of whole numbers",
+                    got=f"{values.dtype} {values.shape}{example}",
+                    expected="integers (n,)",
+                    fix="number them over query and gallery together: np.unique(names, return_inverse=True)",
+                )
+        if len(self.pids) != len(self.camids):
             raise InputError(
                 "Identities and cameras differ in number",
-                got=f"{self.pids.shape} and {self.camids.shape}",
+                got=f"{len(self.pids)} and {len(self.camids)}",
                 expected="one each per crop",
             )
 
@@ -41,23 +60,46 @@ def labels_of(crops: Sequence[Crop]) -> Labels:
     return Labels(pids, np.array([crop.camid for crop in crops], dtype=np.int64))
 
 
-def same_camera(query: Labels, gallery: Labels) -> Exclude:
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Pairs that are ranked nowhere, query by query: memory goes with the gallery, never with all pairs.
+
+    Attributes:
+        shape: number of queries, and of gallery crops, that it was made for.
+        of: the gallery rows that must not be found for a query row; ascending, each once.
+    """
+
+    shape: tuple[int, int]
+    of: Callable[[int], GalleryRows]
+
+
+def rows_by_identity(labels: Labels) -> Mapping[int, GalleryRows]:
+    """The rows of each identity, ascending."""
+    order = np.argsort(labels.pids, kind="stable")
+    pids, starts = np.unique(labels.pids[order], return_index=True)
+    return dict(zip(pids.tolist(), np.split(order, starts)[1:], strict=True))
+
+
+def same_camera(query: Labels, gallery: Labels) -> Exclusion:
     """Excludes junk under the Market-1501 protocol: the same identity, seen by the same camera, both of them known.
 
     Args:
         query: of the query embeddings, in their order.
         gallery: likewise.
     """
-
-    def excluded(rows: slice) -> np.ndarray:
-        pids, camids = query.pids[rows, None], query.camids[rows, None]
-        known = (pids >= 0) & (camids != UNKNOWN_CAMERA)
-        return known & (pids == gallery.pids) & (camids == gallery.camids)
-
-    return excluded
+    of = partial(_same_camera, query, gallery, rows_by_identity(gallery))
+    return Exclusion((len(query.pids), len(gallery.pids)), of)
 
 
-def same_file(query: Sequence[Path | str], gallery: Sequence[Path | str]) -> Exclude:
+def _same_camera(query: Labels, gallery: Labels, identities: Mapping[int, GalleryRows], row: int) -> GalleryRows:
+    pid, camid = int(query.pids[row]), query.camids[row]
+    if pid < 0 or camid == UNKNOWN_CAMERA:
+        return NO_ROWS
+    rows = identities.get(pid, NO_ROWS)
+    return rows[gallery.camids[rows] == camid]
+
+
+def same_file(query: Sequence[Path | str], gallery: Sequence[Path | str]) -> Exclusion:
     """Excludes the query's own file, wherever the gallery holds it: its distance of zero teaches nobody anything.
 
     Links are followed, so the same file is known under any of its names.
@@ -66,36 +108,32 @@ def same_file(query: Sequence[Path | str], gallery: Sequence[Path | str]) -> Exc
         query: the files that the query embeddings were made of, in their order.
         gallery: likewise.
     """
-    numbers: dict[str, int] = {}
-    asked, searched = (
-        np.array([numbers.setdefault(os.path.realpath(path), len(numbers)) for path in paths], dtype=np.int64)
-        for paths in (query, gallery)
-    )
-    return lambda rows: asked[rows, None] == searched
+    places: dict[str, list[int]] = {}
+    for row, path in enumerate(gallery):
+        places.setdefault(os.path.realpath(path), []).append(row)
+    asked = [os.path.realpath(path) for path in query]
+    return Exclusion((len(query), len(gallery)), lambda row: np.array(places.get(asked[row], []), dtype=np.int64))
 
 
-def excluded_pairs(
-    exclude: Sequence[Exclude], rows: slice, shape: tuple[int, int]
-) -> Bool[np.ndarray, "block gallery"]:
-    """Pairs that any of the exclusions leaves out, for a block of query rows.
+def excluded_rows(exclude: Sequence[Exclusion], row: int) -> GalleryRows:
+    """Gallery rows that any of the exclusions leaves out for a query; ascending, each once."""
+    found = [rows for rows in (exclusion.of(row) for exclusion in exclude) if len(rows)]
+    if len(found) > 1:
+        return np.unique(np.concatenate(found))
+    return found[0] if found else NO_ROWS
 
-    Args:
-        exclude: of the same queries and gallery as the embeddings.
-        rows: the block.
-        shape: number of queries in the block, and of gallery crops.
+
+def check_exclusions(exclude: Sequence[Exclusion], shape: tuple[int, int]) -> None:
+    """Refuses exclusions that belong to other embeddings.
 
     Raises:
-        InputError: an exclusion is of another size.
+        InputError: one was made for other numbers of queries or gallery crops.
     """
-    found = np.zeros(shape, dtype=bool)
-    for excluded in exclude:
-        pairs = excluded(rows)
-        if pairs.shape != shape:
+    for exclusion in exclude:
+        if exclusion.shape != shape:
             raise InputError(
                 "An exclusion does not fit the embeddings",
-                got=f"{pairs.shape} for queries {rows.start} to {rows.stop - 1}",
-                expected=f"{shape} (queries, gallery)",
+                got=f"one for {exclusion.shape} (queries, gallery)",
+                expected=f"{shape}",
                 fix="make it from the same queries and gallery as the embeddings, in their order",
             )
-        found |= pairs
-    return found

@@ -1,4 +1,6 @@
-"""CMC, mAP and mINP under the field's protocol. Axes: `query` rows, `gallery` columns, `dim` embedding width.
+"""CMC, mAP and mINP under the field's protocol, and the one walk over queries that every measure is taken on.
+
+Axes: `query` rows, `gallery` columns, `m` rows of the gallery.
 
 The protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): for each query, gallery crops
 of the same identity seen by the same camera are junk, ranked nowhere. The others of the same identity are its matches,
@@ -10,16 +12,27 @@ that cannot tell them apart gains nothing from it, and the result does not depen
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import Metric, prepare, prepared_distances
-from reidkit.metrics.junk import Exclude, Labels, excluded_pairs, same_camera
+from reidkit.metrics.distance import MEMORY, Distances, row_blocks
+from reidkit.metrics.junk import (
+    NO_ROWS,
+    Exclusion,
+    GalleryRows,
+    Labels,
+    check_exclusions,
+    excluded_rows,
+    rows_by_identity,
+    same_camera,
+)
 from reidkit.types import UNKNOWN_IDENTITY, Progress, no_progress
 
-_BLOCK_BYTES = 64 << 20
+_FEW = 8
+"""Picking one row in so many out is faster than sorting all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,13 @@ class Ranking:
         """Share of the valid queries whose nearest match is among the first `rank`, 0 to 1."""
         return self._mean(self.first_match <= rank)
 
+    def cmc_curve(self, ranks: int) -> Float64[np.ndarray, " ranks"]:
+        """`cmc` at the ranks 1 to `ranks`."""
+        self.require_valid()
+        first = self.first_match[self.valid]
+        counts = np.bincount(np.minimum(first, ranks + 1), minlength=ranks + 2)
+        return np.cumsum(counts)[1 : ranks + 1] / len(first)
+
     @property
     def mean_ap(self) -> float:
         """MAP over the valid queries, 0 to 1."""
@@ -76,99 +96,189 @@ class Ranking:
         return float(values[self.valid].mean())
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """A measure that is taken while one walks over the queries; its result is its own affair."""
+
+    def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: "Relevance") -> None:
+        """Takes note of one query.
+
+        Args:
+            query: its row.
+            distances: to every gallery crop; not to be changed.
+            found: which of them are matches, and which are ranked nowhere.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """What the gallery is to one query: rows ascending, each once. Every other row is wrong.
+
+    Attributes:
+        matches: crops of its identity that are to be found.
+        left_out: junk and excluded ones, whoever they show.
+    """
+
+    matches: GalleryRows
+    left_out: GalleryRows
+
+
+class Relevances:
+    """What the gallery is to each query.
+
+    Args:
+        query: whom the queries show, and where.
+        gallery: likewise; DISTRACTOR is nobody who is asked for.
+        junk: whether crops of the query's identity by its own camera are left out.
+        exclude: pairs that are ranked nowhere besides; for example `same_file`.
+
+    Raises:
+        InputError: queries without an identity, a gallery crop of UNKNOWN_IDENTITY, or an exclusion of another size.
+    """
+
+    def __init__(self, query: Labels, gallery: Labels, *, junk: bool = True, exclude: Sequence[Exclusion] = ()) -> None:
+        _check_identities(query.pids < 0, "query", "an identity (pid 0 or above) for every query")
+        _check_identities(gallery.pids == UNKNOWN_IDENTITY, "gallery", "an identity, or DISTRACTOR, for every crop")
+        self.shape = (len(query.pids), len(gallery.pids))
+        self._pids = query.pids
+        self._identities = rows_by_identity(gallery)
+        self._exclude = (*((same_camera(query, gallery),) if junk else ()), *exclude)
+        check_exclusions(self._exclude, self.shape)
+
+    def of(self, query: int) -> Relevance:
+        """What the gallery is to one query row."""
+        same = self._identities.get(int(self._pids[query]), NO_ROWS)
+        left_out = excluded_rows(self._exclude, query)
+        if len(left_out) and len(same):
+            same = same[left_out.take(left_out.searchsorted(same), mode="clip") != same]
+        return Relevance(same, left_out)
+
+
+def walk(
+    distances: Distances,
+    relevances: Relevances,
+    scorers: Sequence[Scorer],
+    *,
+    memory: int = MEMORY,
+    progress: Progress = no_progress,
+) -> None:
+    """Shows every query to every scorer, in order; the distances are made once, a block of queries at a time.
+
+    Args:
+        distances: of the queries to the gallery.
+        relevances: of the same queries and gallery.
+        scorers: that take note.
+        memory: bytes that a block of distances may take, beside the embeddings and what the scorers keep.
+        progress: told the number of queries done.
+
+    Raises:
+        InputError: no queries or no gallery, distances and labels that differ in number, or a limit of memory below
+            one query.
+    """
+    for name, count, labels in zip(("query", "gallery"), distances.shape, relevances.shape, strict=True):
+        if count == 0:
+            raise InputError(f"The {name} is empty", got="0 embeddings", expected="at least one")
+        if count != labels:
+            raise InputError(
+                f"The {name} embeddings and labels differ in number",
+                got=f"{count} and {labels}",
+                expected="one label per embedding",
+            )
+    for rows in row_blocks(distances, memory=memory):
+        # Nothing here holds on to a block, so it is gone before the next one is made.
+        _show(distances.block(rows), rows.start, relevances, scorers)
+        progress(rows.stop, distances.shape[0])
+
+
+def _show(block: np.ndarray, start: int, relevances: Relevances, scorers: Sequence[Scorer]) -> None:
+    for query, row in enumerate(block, start):
+        found = relevances.of(query)
+        for scorer in scorers:
+            scorer.add(query, row, found)
+
+
+class RankScorer:
+    """Notes where the matches of each query stand.
+
+    Args:
+        queries: number of them.
+    """
+
+    def __init__(self, queries: int) -> None:
+        self._first = np.zeros(queries, dtype=np.int64)
+        self._precision = np.full(queries, np.nan)
+        self._penalty = np.full(queries, np.nan)
+
+    def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
+        """Takes note of one query; see `Scorer`."""
+        if len(found.matches):
+            ranks = match_ranks(distances, found)
+            self._first[query] = ranks[0]
+            self._precision[query] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(ranks)
+            self._penalty[query] = len(ranks) / ranks[-1]
+
+    def ranking(self) -> Ranking:
+        """What was noted."""
+        return Ranking(self._first, self._precision, self._penalty)
+
+
 def rank_gallery(
-    query: Float[np.ndarray, "query dim"],
-    gallery: Float[np.ndarray, "gallery dim"],
+    distances: Distances,
     query_labels: Labels,
     gallery_labels: Labels,
     *,
-    metric: Metric = "cosine",
-    exclude: Sequence[Exclude] = (),
+    junk: bool = True,
+    exclude: Sequence[Exclusion] = (),
+    memory: int = MEMORY,
     progress: Progress = no_progress,
 ) -> Ranking:
     """Ranks the gallery for every query and notes where the matches stand.
 
-    Distances are made for a block of queries at a time (64 MB), and no row is sorted: a match's rank is one more than
-    the number of wrong crops at its distance or nearer, plus the matches before it.
+    No row is sorted where counting suffices: a match's rank is one more than the number of wrong crops at its distance
+    or nearer, plus the matches before it.
 
     Args:
-        query: embeddings to ask with.
-        gallery: embeddings to be found.
+        distances: of the queries to the gallery; see `reidkit.metrics.distance.compare`.
         query_labels: whom the queries show, and where.
         gallery_labels: likewise; DISTRACTOR is nobody who is asked for.
-        metric: to compare by.
+        junk: whether crops of the query's identity by its own camera are left out.
         exclude: pairs that are ranked nowhere, besides junk; for example `same_file`.
+        memory: bytes that a block of distances may take, beside the embeddings.
         progress: told the number of queries done.
 
     Raises:
-        InputError: an empty query set or gallery, embeddings and labels that differ in number, queries without an
-            identity, a gallery crop of UNKNOWN_IDENTITY, an exclusion of another size, or what `distance_matrix`
-            refuses.
+        InputError: as `Relevances` and `walk`.
     """
-    _check(query, query_labels, "query")
-    _check(gallery, gallery_labels, "gallery")
-    _check_identities(query_labels.pids < 0, "query", "an identity (pid 0 or above) for every query")
-    _check_identities(gallery_labels.pids == UNKNOWN_IDENTITY, "gallery", "an identity, or DISTRACTOR, for every crop")
-    exclude = (same_camera(query_labels, gallery_labels), *exclude)
-    q, g = prepare(query, metric, "query"), prepare(gallery, metric, "gallery")
-    first = np.zeros(len(q), dtype=np.int64)
-    precision = np.full(len(q), np.nan)
-    penalty = np.full(len(q), np.nan)
-    block = max(1, _BLOCK_BYTES // (4 * len(g)))
-    for start in range(0, len(q), block):
-        rows = slice(start, min(start + block, len(q)))
-        distances = prepared_distances(q[rows], g, metric)
-        left_out = excluded_pairs(exclude, rows, distances.shape)
-        for i, row, out in zip(range(rows.start, rows.stop), distances, left_out, strict=True):
-            same = gallery_labels.pids == query_labels.pids[i]
-            ranks = match_ranks(row[same & ~out], row[~(same | out)])
-            if len(ranks):
-                first[i] = ranks[0]
-                precision[i] = np.mean(np.arange(1, len(ranks) + 1) / ranks)
-                penalty[i] = len(ranks) / ranks[-1]
-        progress(rows.stop, len(q))
-    return Ranking(first, precision, penalty)
+    scorer = RankScorer(len(query_labels.pids))
+    relevances = Relevances(query_labels, gallery_labels, junk=junk, exclude=exclude)
+    walk(distances, relevances, [scorer], memory=memory, progress=progress)
+    return scorer.ranking()
 
 
-def has_match(query: Labels, gallery: Labels, *, exclude: Sequence[Exclude] = ()) -> Bool[np.ndarray, " query"]:
-    """Queries that have a match in the gallery, told by the labels alone: those that `rank_gallery` would find valid.
-
-    Raises:
-        InputError: an exclusion is of another size.
-    """
-    found = np.zeros(len(query.pids), dtype=bool)
-    exclude = (same_camera(query, gallery), *exclude)
-    block = max(1, _BLOCK_BYTES // (4 * max(1, len(gallery.pids))))
-    for start in range(0, len(found), block):
-        rows = slice(start, min(start + block, len(found)))
-        same = query.pids[rows, None] == gallery.pids
-        found[rows] = (same & ~excluded_pairs(exclude, rows, same.shape)).any(axis=1)
-    return found
+def has_match(relevances: Relevances) -> Bool[np.ndarray, " query"]:
+    """Queries that have a match in the gallery, told by the labels alone: those that a ranking would find valid."""
+    return np.array([len(relevances.of(query).matches) > 0 for query in range(relevances.shape[0])], dtype=bool)
 
 
-def match_ranks(matches: Float[np.ndarray, " m"], wrong: Float[np.ndarray, " w"]) -> Int64[np.ndarray, " m"]:
-    """Ranks of the matches, from 1 and ascending, among the wrong crops; ties put the wrong crop first.
+def match_ranks(distances: Float32[np.ndarray, " gallery"], found: Relevance) -> Int64[np.ndarray, " m"]:
+    """Ranks of the matches of one query, from 1 and ascending; ties put the wrong crop first."""
+    matches = distances[found.matches]
+    matches.sort()
+    # Those behind the last match do not matter; picking out the others pays where they are few.
+    candidates = distances <= matches[-1]
+    few = _FEW * np.count_nonzero(candidates) < len(distances)
+    nearer = _as_near(distances[candidates] if few else distances.copy(), matches)
+    nearer -= _as_near(matches, matches)
+    if len(found.left_out):
+        nearer -= _as_near(distances[found.left_out], matches)
+    return nearer + np.arange(1, len(matches) + 1)
 
-    Args:
-        matches: distances of the true matches.
-        wrong: distances of everybody else.
-    """
-    matches = np.sort(matches)
-    # Each wrong crop stands before every match that is not nearer than itself.
-    before = np.searchsorted(matches, wrong, side="left")
-    counts = np.bincount(before, minlength=len(matches) + 1)[: len(matches)]
-    return np.cumsum(counts) + np.arange(1, len(matches) + 1)
 
-
-def _check(embeddings: Float[np.ndarray, "n dim"], labels: Labels, name: str) -> None:
-    if len(embeddings) == 0:
-        raise InputError(f"The {name} is empty", got="0 embeddings", expected="at least one")
-    if len(embeddings) != len(labels.pids):
-        raise InputError(
-            f"The {name} embeddings and labels differ in number",
-            got=f"{len(embeddings)} and {len(labels.pids)}",
-            expected="one label per embedding",
-        )
+def _as_near(distances: np.ndarray, matches: np.ndarray) -> np.ndarray:
+    """How many of the distances, which this sorts in place, are no greater than each match."""
+    distances.sort()
+    return distances.searchsorted(matches, side="right")
 
 
 def _check_identities(unknown: Bool[np.ndarray, " n"], name: str, expected: str) -> None:

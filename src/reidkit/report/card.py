@@ -186,7 +186,7 @@ def _accuracy(measured: Sequence[Accuracy], name: str) -> list[Block]:
         ]
     rows = [
         (
-            *(a.dataset, a.protocol, a.metric, f"{a.runtime} on {a.device}", a.precision, a.tta),
+            *(a.dataset, a.protocol, _distance(a), f"{a.runtime} on {a.device}", a.precision, a.tta),
             *(f"{100 * value:.2f}" for value in (a.rank1, a.mAP, a.mINP)),
             *(f"{a.queries:,}", f"{a.gallery:,}"),
         )
@@ -198,10 +198,11 @@ def _accuracy(measured: Sequence[Accuracy], name: str) -> list[Block]:
         Table("", (*columns, *numbers), rows, len(numbers)),
         Words(
             "rank-1: queries whose nearest crop is right; mAP: mean average precision; mINP: mean inverse negative "
-            "penalty. TTA is test-time augmentation: flip averages the embeddings of a crop and of its mirror image."
+            "penalty. TTA is test-time augmentation: flip averages the embeddings of a crop and of its mirror image, "
+            "multiscale those of a crop seen from nearer or farther."
         ),
     ]
-    made = {a.tta for a in measured}
+    made = {a.tta for a in measured if a.refinement == "none"}
     if "flip" not in made:
         blocks += [Words(f"With flipping: {NOT_MEASURED}. How to measure:"), _how(f"{command} --tta flip")]
     if "none" not in made:
@@ -209,8 +210,13 @@ def _accuracy(measured: Sequence[Accuracy], name: str) -> list[Block]:
     return blocks
 
 
+def _distance(a: Accuracy) -> str:
+    return a.metric if a.refinement == "none" else f"{a.metric}, {a.refinement}"
+
+
 def _plain_first(a: Accuracy) -> tuple[str | bool, ...]:
-    return (a.dataset, a.protocol, a.metric, a.runtime, a.precision, a.device, a.tta != "none")
+    plain = (a.refinement != "none", a.refinement, a.tta != "none", a.tta)
+    return (a.dataset, a.protocol, a.metric, a.runtime, a.precision, a.device, *plain)
 
 
 def _speed(measured: Sequence[Latency], name: str) -> list[Block]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from reidkit.report.pages import template
-from reidkit.report.results import UNKNOWN, printable
+from reidkit.report.results import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,71 @@ class Code:
     title: str = ""
 
 
-Block: TypeAlias = Facts | Table | Points | Words | Code
+@dataclass(frozen=True, slots=True)
+class GridCell:
+    """One cell of a grid.
+
+    Attributes:
+        text: short; empty where there is nothing, which is then marked.
+        share: of the full colour, 0 to 1; None leaves the cell plain.
+        best: framed and starred.
+        words: what it says, in full.
+    """
+
+    text: str = ""
+    share: float | None = None
+    best: bool = False
+    words: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its text, with a star if it is the best; a dash where there is nothing."""
+        return f"{self.text} \N{BLACK STAR}" if self.best else self.text or "\N{EN DASH}"
+
+    @property
+    def look(self) -> str:
+        """Its style classes."""
+        parts = {"empty": not self.text, "heat": self.share is not None, "best": self.best}
+        return " ".join(name for name, holds in parts.items() if holds)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table of numbers by row and column, coloured by value.
+
+    Attributes:
+        caption: what it shows.
+        corner: what the rows are, and the columns.
+        columns: names.
+        rows: a name and its cells, for each row.
+    """
+
+    kind: ClassVar = "grid"
+    caption: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[GridCell]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing: SVG of `reidkit.report.curves`, which goes onto the page as it is. Markdown has its caption alone."""
+
+    kind: ClassVar = "figure"
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Blocks that the page folds away under a title."""
+
+    kind: ClassVar = "folded"
+    title: str
+    blocks: Sequence["Facts | Table | Points | Words | Code | Grid | Figure"]
+
+
+Block: TypeAlias = Facts | Table | Points | Words | Code | Grid | Figure | Folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +139,7 @@ class Document:
         headline: names and values that are asked for first.
         sections: the rest.
         footer: where all this comes from.
+        wide: whether its tables want the whole width of a screen.
     """
 
     kind: str
@@ -83,13 +148,12 @@ class Document:
     headline: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     footer: str
+    wide: bool = False
 
 
 def as_page(document: Document) -> str:
     """One HTML page: no script, nothing to fetch."""
-    # Not what a macro made: that is escaped already.
-    page = template("document.html", finalize=lambda value: printable(value) if type(value) is str else value)
-    return page.render(document=document, unknown=UNKNOWN)
+    return template("document.html").render(document=document)
 
 
 def as_markdown(document: Document) -> str:
@@ -116,6 +180,14 @@ def _markdown(block: Block) -> str:
             fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", block.text))])
             code = "\n".join([fence, *lines, fence])
             return f"{_line(block.title)}:\n\n{code}" if block.title else code
+        case Grid():
+            rows = [(name, *(cell.shown for cell in cells)) for name, cells in block.rows]
+            table = _markdown_table((block.corner, *block.columns), rows, len(block.columns))
+            return f"{_line(block.caption)}:\n\n{table}" if block.caption else table
+        case Figure():
+            return _line(block.caption)
+        case Folded():
+            return "\n\n".join([f"{_line(block.title)}:", *(_markdown(inner) for inner in block.blocks)])
 
 
 def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> str:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from reidkit.atomic import output_file
 from reidkit.errors import InputError
+from reidkit.report.plotting import COLORS, INK, dress
 
 
 @runtime_checkable
@@ -55,10 +56,7 @@ class LatencyRow(Protocol):
         ...
 
 
-# Okabe and Ito's colours, which those who confuse red and green can tell apart; black and yellow left out.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = {"float32": "o", "float16": "s", "bfloat16": "^", "int8": "D"}
-_INK, _FAINT, _GRID = "#0f172a", "#64748b", "#e2e8f0"
 _WIDE_RANGE = 30.0  # above this ratio of largest to smallest, a linear axis would flatten the small ones
 
 
@@ -85,7 +83,7 @@ def write_latency_plot(out: Path | str, rows: Sequence[LatencyRow], *, title: st
     handles: dict[tuple[str, str, bool], Line2D] = {}
     for (runtime, precision, decode), series in _series(rows).items():
         style = {
-            "color": _COLORS[runtimes.index(runtime) % len(_COLORS)],
+            "color": COLORS[runtimes.index(runtime) % len(COLORS)],
             "marker": _MARKERS.get(precision, "v"),
             "linestyle": "--" if decode else "-",
             "markerfacecolor": "white" if decode else None,
@@ -103,7 +101,7 @@ def write_latency_plot(out: Path | str, rows: Sequence[LatencyRow], *, title: st
     _scale(throughput, [row.images_per_second for row in rows])
     _add_legend(figure, handles)
     if title:
-        figure.suptitle(title, color=_INK, fontsize=14, fontweight="bold", parse_math=False)
+        figure.suptitle(title, color=INK, fontsize=14, fontweight="bold", parse_math=False)
     with output_file(out) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -139,25 +137,17 @@ def _add_legend(figure: Figure, handles: Mapping[tuple[str, str, bool], Line2D])
         ncols=min(3, len(names)),
         handlelength=3.4,
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
 
 
 def _dress(axes: Axes, title: str, unit: str, batches: Sequence[int]) -> None:
-    axes.set_title(title, loc="left", color=_INK, fontsize=12)
-    axes.set_xlabel("batch size", color=_FAINT)
-    axes.set_ylabel(unit, color=_FAINT)
+    dress(axes, title, "batch size", unit)
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
     if len(batches) == 1:
         axes.set_xlim(batches[0] / 2, batches[0] * 2)
-    axes.grid(axis="y", color=_GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_FAINT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:

@@ -1,24 +1,24 @@
-"""The templates of pages: what is put into them is escaped, and what is missing is an error."""
-
-from collections.abc import Callable
-from typing import Any
+"""The templates of pages: what is put into them is made printable and escaped, and what is missing is an error."""
 
 import jinja2
 
+from reidkit.report.results import UNKNOWN, printable
 
-def template(name: str, *, finalize: Callable[[Any], Any] | None = None) -> jinja2.Template:
-    """A template of this room.
 
-    Args:
-        name: of the file.
-        finalize: applied to every value before it is escaped.
-    """
+def template(name: str) -> jinja2.Template:
+    """A template of this room, by the name of its file."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reidkit.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=finalize,
+        finalize=_printable,
     )
+    environment.globals["unknown"] = UNKNOWN
     return environment.get_template(name)
+
+
+def _printable(value: object) -> object:
+    # A subclass of str is what a macro made: that is escaped already, and has its line breaks.
+    return printable(value) if type(value) is str and not value.isprintable() else value

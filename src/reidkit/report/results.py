@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from reidkit.errors import InputError
 from reidkit.index import NO_NEIGHBOR, Neighbors
+from reidkit.metrics.ranking import Ranking
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, Crop
 
 Verdict = Literal["right", "wrong", "unknown"]
@@ -134,6 +135,12 @@ def pictures(
         )
         for crop in crops
     ]
+
+
+def scores(ranking: Ranking) -> list[QueryScore | None]:
+    """How each query of a ranking fared; None for one without a match."""
+    pairs = zip(ranking.average_precision.tolist(), ranking.first_match.tolist(), strict=True)
+    return [QueryScore(precision, first) if first else None for precision, first in pairs]
 
 
 def chapters(results: SearchResults, limit: int) -> tuple[Chapter, ...]:

@@ -1,12 +1,16 @@
 """Evaluation against a stand-in engine whose embeddings are known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from reidkit.data import inspect_split
 from reidkit.errors import DataError, InputError
-from reidkit.evaluate import evaluate
+from reidkit.evaluate import EmbeddedBy, EmbeddedCrops, evaluate, rank_embedded
+from reidkit.index.refinement import Refinement
+from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, Crop, EmbedderSpec, InputSpec, Split
 
 
@@ -39,18 +43,33 @@ def test_report_by_hand(crop, tmp_path):
     done = []
     report = evaluate(MeanColor(), split, batch_size=3, progress=lambda a, b: done.append((a, b)))
     # The red query: its own camera's crop is junk, the distractor is nearer than the match, the rest is farther.
-    assert report.as_dict() == {
+    values = report.as_dict()
+    assert values.pop("interval") == {name: [0.5, 0.5] for name in ("mAP", "mINP")} | {
+        "rank-1": [0.0, 0.0],
+        "rank-5": [1.0, 1.0],
+        "rank-10": [1.0, 1.0],
+    }  # of one query
+    assert values == {
+        "model": "model",
+        "dataset": f"market1501 {tmp_path.name}",
         "mAP": 0.5,
         "mINP": 0.5,
         "rank": {"1": 0.0, "5": 1.0, "10": 1.0},
-        "queries": {"total": 2, "valid": 1},
+        "spread": None,
+        # One match and two wrong pairs of the red query, three wrong of the green one: none may be accepted.
+        "tpr": {"0.0001": 0.0, "0.001": 0.0, "0.01": 0.0},
+        "camera_pairs": [{"query_camera": "0", "gallery_camera": "1", "mAP": 0.5, "queries": 1}],
+        "queries": {"total": 2, "valid": 1, "unmatched": 1, "lost": 0, "invalid": [query[1].path.name]},
         "gallery": {"total": 4, "distractors": 1},
         "junk": 1,
         "unreadable": {"query": 0, "gallery": 0},
-        "dataset": f"market1501 {tmp_path.name}",
         "protocol": "market1501",
+        "draws": 1,
         "metric": "cosine",
+        "refinement": "none",
         "runtime": "by hand",
+        "precision": "float32",
+        "device": "cpu",
         "tta": "none",
     }
     assert done == [(i, 6) for i in range(1, 7)]
@@ -67,7 +86,7 @@ def test_queries_lost_to_unreadable_pictures_are_told_from_unmatched_ones(crop, 
     assert (report.valid, report.lost, report.unmatched) == (1, 2, 1)
     values = report.as_dict()
     assert values["unreadable"] == {"query": 1, "gallery": 1}
-    assert values["queries"] == {"total": 4, "valid": 1}
+    assert (values["queries"]["total"], values["queries"]["valid"], values["queries"]["lost"]) == (4, 1, 2)
     assert values["gallery"]["total"] == 3
     assert values["mAP"] == 1.0
 
@@ -76,7 +95,7 @@ def test_a_query_does_not_find_its_own_file(crop, tmp_path):
     asked = crop(RED, 0, UNKNOWN_CAMERA)
     match, wrong = crop(GREEN, 0, UNKNOWN_CAMERA), crop(BLUE, 1, UNKNOWN_CAMERA)
     split = Split("table", tmp_path, query=(asked,), gallery=(asked, match, wrong))
-    ranking = evaluate(MeanColor(), split).ranking
+    (ranking,) = evaluate(MeanColor(), split).rankings
     assert ranking.inverse_negative_penalty.tolist() == [0.5]  # green and blue are equally far from red: wrong first
     alone = Split("table", tmp_path, query=(asked,), gallery=(asked, wrong))
     with pytest.raises(InputError, match="No query has a match"):
@@ -125,4 +144,77 @@ def test_flip_gives_the_engine_both_sides(crop, tmp_path):
 
     split = Split("market1501", tmp_path, query=(crop(RED, 0, 0),), gallery=(crop(RED, 0, 1), crop(GREEN, 1, 1)))
     report = evaluate(Watching(), split, tta="flip")
-    assert (report.tta, report.as_dict()["tta"], seen) == ("flip", "flip", [1, 1, 2, 2])
+    assert (report.embedded.tta, report.as_dict()["tta"], seen) == ("flip", "flip", [1, 1, 2, 2])
+
+
+def on_a_line(*people):
+    """Crops that are embedded as numbers: (place, pid, camid)."""
+    crops = tuple(Crop(Path(f"{place}-{pid}-{camid}.png"), pid, camid) for place, pid, camid in people)
+    return EmbeddedCrops(crops, np.array([[place] for place, _, _ in people], dtype=np.float32))
+
+
+def ranked(query, gallery, **how):
+    split = Split("table", Path("data"), query=query.crops, gallery=gallery.crops)
+    return rank_embedded(query, gallery, split=split, embedded=EmbeddedBy("by hand"), metric="euclidean", **how)
+
+
+def test_protocols_leave_out_what_they_say():
+    query, gallery = on_a_line((0, 1, 0)), on_a_line((1, 1, 0), (2, 2, 0), (3, 1, 1))
+    assert ranked(query, gallery).mean_ap == 0.5  # the first is junk
+    assert ranked(query, gallery, protocol=PROTOCOLS["camera-less"]).mean_ap == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_a_drawn_gallery_is_a_mean_over_draws():
+    query, gallery = on_a_line((0, 1, 0)), on_a_line((1, 1, 1), (3, 1, 1), (2, 2, 1))
+    report = ranked(query, gallery, protocol=PROTOCOLS["vehicleid"])
+    assert len(report.rankings) == 10
+    firsts = [ranking.first_match[0] for ranking in report.rankings]
+    assert set(firsts) == {1, 2}  # the near crop was drawn, or the far one
+    assert report.cmc(1) == pytest.approx(firsts.count(1) / 10)
+    assert report.mean_ap == pytest.approx(np.mean(1 / np.array(firsts)))
+    assert (report.roc, report.camera_pairs) == (None, None)
+    values = report.as_dict()
+    assert (values["draws"], values["tpr"], values["camera_pairs"]) == (10, None, None)
+    assert values["spread"]["rank-1"] == pytest.approx(np.std([rank == 1 for rank in firsts]))
+
+
+def test_unknown_cameras_have_no_pairs():
+    report = ranked(on_a_line((0, 1, UNKNOWN_CAMERA)), on_a_line((1, 1, 1), (2, 2, 1)))
+    assert report.camera_pairs is None
+    assert report.roc is not None
+
+
+def test_the_invalid_are_named_not_hidden():
+    report = ranked(on_a_line((0, 1, 0), (5, 7, 0)), on_a_line((1, 1, 1), (2, 2, 1)))
+    assert (report.queries, report.valid, report.unmatched) == (2, 1, 1)
+    assert [crop.pid for crop in report.invalid] == [7]
+
+
+def test_refinement_and_memory_reach_the_distances():
+    # The match is beside two wrong crops; averaged with its own neighbour the query moves to it.
+    query, gallery = on_a_line((0, 1, 0)), on_a_line((2, 1, 1), (-1, 2, 1), (3, 1, 1), (-4, 2, 1))
+    assert ranked(query, gallery).cmc(1) == 0
+    refined = ranked(query, gallery, refinement=Refinement(query_expansion=3), memory=1000)
+    assert refined.cmc(1) == 1  # at (0 + 2 - 1 + 3) / 4 = 1
+    assert refined.as_dict()["refinement"] == "AQE 3"
+    with pytest.raises(InputError, match="limit of memory is too small"):
+        ranked(query, gallery, memory=1)
+
+
+def test_ranks_and_rates_that_were_asked_for():
+    report = ranked(on_a_line((0, 1, 0)), on_a_line((1, 2, 1), (2, 1, 1)), ranks=(1, 2), rates=(1.0,))
+    values = report.as_dict()
+    assert values["rank"] == {"1": 0.0, "2": 1.0}
+    assert values["tpr"] == {"1": 1.0}
+    assert set(values["interval"]) == {"mAP", "mINP", "rank-1", "rank-2"}
+
+
+def test_another_measure_shares_the_walk():
+    seen = []
+
+    class Watching:
+        def add(self, query, distances, found):
+            seen.append((query, distances.tolist(), found.matches.tolist()))
+
+    ranked(on_a_line((0, 1, 0)), on_a_line((1, 2, 1), (2, 1, 1)), scorers=[Watching()])
+    assert seen == [(0, [1, 2], [1])]

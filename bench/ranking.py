@@ -1,0 +1,274 @@
+"""Ranking at the size of the field's data sets: ours, a plain argsort and torchreid's, beside the bare matrix product.
+
+    python bench/ranking.py [--size market1501 | msmt17] [--dtype float32] [--width 2048] [--repeats 3]
+
+Draws embeddings around one centre for each identity, labels as many and as uneven as the data set's, and gives both to
+each way in turn, each in a process of its own: so the peak of its memory, above the embeddings, is its own. The bare
+matrix product (float32, one call) is the floor: nothing that needs every distance is faster. Prints the lowest time of
+the repeats, and checks that all ways agree on mAP and rank-1 to 1e-6.
+
+The plain argsort and torchreid need the whole matrix of distances and the order of every row in memory; where this
+machine has not enough, that is said and they are left out. torchreid's ranking is taken from the installed package, the
+compiled one too if it was built, without importing the package, which would ask for torchvision, SciPy and others.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from reidkit.imaging import available_cores
+from reidkit.metrics.distance import compare
+from reidkit.metrics.junk import Labels
+from reidkit.metrics.ranking import rank_gallery
+from reidkit.types import DISTRACTOR
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of a data set's test set; distractors are a share of the gallery."""
+
+    queries: int
+    gallery: int
+    identities: int
+    cameras: int
+    distractors: float
+    noise: float  # beside centres of length 1; chosen for an mAP of about 0.85 at a width of 2048
+
+
+SIZES = {
+    "market1501": Size(3368, 19732, 750, 6, 0.14, 2.9),
+    "msmt17": Size(11659, 82161, 3060, 15, 0.0, 2.7),
+}
+
+
+class Drawn(NamedTuple):
+    """What a ranking is made of."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+    query_labels: Labels
+    gallery_labels: Labels
+
+
+class Scores(NamedTuple):
+    """What all ways have to agree on."""
+
+    mean_ap: float
+    rank1: float
+
+
+class Measured(NamedTuple):
+    """Of one way: the lowest time, the peak of memory above the embeddings, and its scores unless it has none."""
+
+    seconds: float
+    memory: int
+    scores: Scores | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="market1501")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float32")
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    size = SIZES[options.size]
+    pairs = size.queries * size.gallery
+    print(f"{options.size}: {size.queries:,} x {size.gallery:,}, {options.width} wide, {options.dtype}")
+    print(f"{available_cores()} cores, NumPy {np.__version__}, {available_memory() / GIB:.0f} GiB of memory available")
+    measured: dict[str, Measured] = {}
+    for name, (rank, bytes_per_pair) in ways().items():
+        needed, there = bytes_per_pair * pairs, available_memory()
+        if needed > there:
+            print(f"{name}: left out, it needs {needed / GIB:.0f} GiB and {there / GIB:.0f} GiB are available")
+            continue
+        found = in_own_process(rank, options.size, options.width, options.dtype, options.repeats)
+        if found is None:
+            print(f"{name}: its process ended without a result (killed for its memory?)")
+        else:
+            measured[name] = found
+    show(measured)
+
+
+def ways() -> dict[str, tuple[Callable[[Drawn], Scores | None], int]]:
+    """Every way to rank, with the bytes that it takes for each pair."""
+    found: dict[str, tuple[Callable[[Drawn], Scores | None], int]] = {
+        "matrix product": (product, 4),
+        "NumPy argsort": (plain_argsort, 13),
+    }
+    if importlib.util.find_spec("torchreid") is None:
+        print("torchreid is not installed: its ranking is left out")
+    else:
+        found["torchreid, Python"] = (torchreid_python, 21)
+        if compiled_file() is None:
+            print("torchreid is installed without its compiled ranking: only the Python one is measured")
+        else:
+            found["torchreid, Cython"] = (torchreid_cython, 29)
+    found["reidkit"] = (ours, 0)
+    return found
+
+
+def in_own_process(rank: Callable[[Drawn], Scores | None], *arguments: str | int) -> Measured | None:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(sender, rank, *arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def measure(sender, rank: Callable[[Drawn], Scores | None], size: str, width: int, dtype: str, repeats: int) -> None:
+    drawn = draw(SIZES[size], width, dtype)
+    np.matmul(drawn.query[:256].astype(np.float32), drawn.query[:256].astype(np.float32).T)  # starts its threads
+    before = peak_memory()
+    seconds, scores = [], None
+    for _ in range(repeats):
+        started = time.perf_counter()
+        scores = rank(drawn)
+        seconds.append(time.perf_counter() - started)
+    sender.send(Measured(min(seconds), peak_memory() - before, scores))
+
+
+def draw(size: Size, width: int, dtype: str) -> Drawn:
+    """Embeddings of unit length, in place, so that drawing leaves no peak of memory behind."""
+    random = np.random.default_rng(0)
+    # Few people are seen often and many seldom, as in a station.
+    seen = random.gamma(3.0, size=size.identities)
+    seen /= seen.sum()
+    centers = random.standard_normal((size.identities, width), dtype=np.float32)
+
+    def crops(count: int, distractors: float) -> tuple[np.ndarray, Labels]:
+        pids = random.choice(size.identities, count, p=seen)
+        pids[random.random(count) < distractors] = DISTRACTOR
+        rows = np.empty((count, width), dtype)
+        for row, pid in zip(rows, pids, strict=True):
+            # Some crops are clear and some are blurred or half hidden.
+            blur = np.float32(size.noise * random.uniform(0.5, 1.5))
+            values = blur * random.standard_normal(width, dtype=np.float32)
+            values += centers[pid] if pid != DISTRACTOR else random.standard_normal(width, dtype=np.float32)
+            row[:] = values / np.linalg.norm(values)
+        return rows, Labels(pids, random.integers(0, size.cameras, count))
+
+    (query, query_labels), (gallery, gallery_labels) = crops(size.queries, 0), crops(size.gallery, size.distractors)
+    return Drawn(query, gallery, query_labels, gallery_labels)
+
+
+def product(drawn: Drawn) -> None:
+    query, gallery = (rows.astype(np.float32, copy=False) for rows in (drawn.query, drawn.gallery))
+    np.matmul(query, gallery.T)
+
+
+def whole_matrix(drawn: Drawn) -> np.ndarray:
+    """Distances that sort as the cosine's; the embeddings are of unit length."""
+    matrix = drawn.query.astype(np.float32, copy=False) @ drawn.gallery.astype(np.float32, copy=False).T
+    np.subtract(1, matrix, out=matrix)
+    return matrix
+
+
+def plain_argsort(drawn: Drawn) -> Scores:
+    """What one writes first: the whole matrix, every row sorted."""
+    order = np.argsort(whole_matrix(drawn), axis=1)
+    query, gallery = drawn.query_labels, drawn.gallery_labels
+    precisions, firsts = [], []
+    for row, pid, camid in zip(order, query.pids, query.camids, strict=True):
+        same = gallery.pids[row] == pid
+        hits = same[~(same & (gallery.camids[row] == camid))]
+        ranks = np.flatnonzero(hits) + 1
+        if len(ranks):
+            precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+            firsts.append(ranks[0] == 1)
+    return Scores(float(np.mean(precisions)), float(np.mean(firsts)))
+
+
+def ours(drawn: Drawn) -> Scores:
+    ranking = rank_gallery(compare(drawn.query, drawn.gallery), drawn.query_labels, drawn.gallery_labels)
+    return Scores(ranking.mean_ap, ranking.cmc(1))
+
+
+def torchreid_python(drawn: Drawn) -> Scores:
+    return as_scores(module("torchreid_rank", torchreid_file("rank.py")).eval_market1501, drawn)
+
+
+def torchreid_cython(drawn: Drawn) -> Scores:
+    return as_scores(module("rank_cy", compiled_file()).eval_market1501_cy, drawn)
+
+
+def as_scores(evaluate: Callable[..., tuple[np.ndarray, float]], drawn: Drawn) -> Scores:
+    query, gallery = drawn.query_labels, drawn.gallery_labels
+    curve, mean_ap = evaluate(whole_matrix(drawn), query.pids, gallery.pids, query.camids, gallery.camids, 50)
+    return Scores(float(mean_ap), float(curve[0]))
+
+
+def torchreid_file(pattern: str) -> Path | None:
+    """A file of the installed package, wherever its version keeps the metrics; nothing is imported."""
+    spec = importlib.util.find_spec("torchreid")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for folder in folders:
+        for metrics in ("metrics", "reid/metrics"):
+            for file in sorted(Path(folder, metrics).glob(pattern)):
+                return file
+    return None
+
+
+def compiled_file() -> Path | None:
+    """Torchreid's compiled ranking, where it was built."""
+    return torchreid_file("rank_cylib/rank_cy.*.so")
+
+
+def module(name: str, file: Path | None) -> ModuleType:
+    spec = None if file is None else importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"torchreid is installed, but its ranking is not where it was expected ({name})")
+    loaded = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it would rather be compiled
+        spec.loader.exec_module(loaded)
+    return loaded
+
+
+def peak_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_memory() -> int:
+    """Bytes that could be had now; where the system does not say, a number that leaves nothing out."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 1 << 60
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def show(measured: dict[str, Measured]) -> None:
+    floor = measured["matrix product"].seconds
+    print(f"{'':<18} {'seconds':>8} {'ratio':>7} {'peak above the embeddings':>26} {'mAP':>9} {'rank-1':>9}")
+    for name, (seconds, memory, scores) in measured.items():
+        found = "" if scores is None else f"{scores.mean_ap:>9.6f} {scores.rank1:>9.6f}"
+        print(f"{name:<18} {seconds:>8.2f} {seconds / floor:>6.2f}x {memory / GIB:>22.2f} GiB {found}")
+    values = np.array([way.scores for way in measured.values() if way.scores is not None])
+    if np.ptp(values, axis=0).max() > 1e-6:
+        raise SystemExit("the ways do not agree to 1e-6")
+    print(f"all {len(values)} rankings agree on mAP and rank-1 to 1e-6")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""An embedder and a data set give a report; two reports, a comparison."""
+
+from reidkit.evaluate.comparison import Comparison, compare_reports
+from reidkit.evaluate.embedding import EmbeddedCrops, embed_crops, embed_split
+from reidkit.evaluate.report import FALSE_POSITIVE_RATES, RANKS, EmbeddedBy, Report, evaluate, rank_embedded
+
+__all__ = [
+    "FALSE_POSITIVE_RATES",
+    "RANKS",
+    "Comparison",
+    "EmbeddedBy",
+    "EmbeddedCrops",
+    "Report",
+    "compare_reports",
+    "embed_crops",
+    "embed_split",
+    "evaluate",
+    "rank_embedded",
+]
