@@ -5,7 +5,8 @@
 Draws embeddings around one centre for each identity, labels as many and as uneven as the data set's, and gives both to
 each way in turn, each in a process of its own: so the peak of its memory, above the embeddings, is its own. The bare
 matrix product (float32, one call) is the floor: nothing that needs every distance is faster. Prints the lowest time of
-the repeats, and checks that all ways agree on mAP and rank-1 to 1e-6.
+the repeats, and checks that all ways agree on mAP and rank-1 to 1e-6; to 1e-5 with torchreid's compiled ranking, which
+adds up in float32.
 
 The plain argsort and torchreid need the whole matrix of distances and the order of every row in memory; where this
 machine has not enough, that is said and they are left out. torchreid's ranking is taken from the installed package, the
@@ -34,6 +35,7 @@ from reidkit.metrics.ranking import rank_gallery
 from reidkit.types import DISTRACTOR
 
 GIB = 1 << 30
+CYTHON = "torchreid, Cython"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def ways() -> dict[str, tuple[Callable[[Drawn], Scores | None], int]]:
         if compiled_file() is None:
             print("torchreid is installed without its compiled ranking: only the Python one is measured")
         else:
-            found["torchreid, Cython"] = (torchreid_cython, 29)
+            found[CYTHON] = (torchreid_cython, 29)
     found["reidkit"] = (ours, 0)
     return found
 
@@ -264,10 +266,12 @@ def show(measured: dict[str, Measured]) -> None:
     for name, (seconds, memory, scores) in measured.items():
         found = "" if scores is None else f"{scores.mean_ap:>9.6f} {scores.rank1:>9.6f}"
         print(f"{name:<18} {seconds:>8.2f} {seconds / floor:>6.2f}x {memory / GIB:>22.2f} GiB {found}")
-    values = np.array([way.scores for way in measured.values() if way.scores is not None])
-    if np.ptp(values, axis=0).max() > 1e-6:
-        raise SystemExit("the ways do not agree to 1e-6")
-    print(f"all {len(values)} rankings agree on mAP and rank-1 to 1e-6")
+    scores = {name: np.array(way.scores) for name, way in measured.items() if way.scores is not None}
+    for name, values in scores.items():
+        limit = 1e-5 if name == CYTHON else 1e-6
+        if np.abs(values - scores["reidkit"]).max() > limit:
+            raise SystemExit(f"{name} and reidkit do not agree to {limit:g}")
+    print(f"all {len(scores)} rankings agree on mAP and rank-1")
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ class Split:
         junk: crops that the data set says are neither right nor wrong (Market-1501's -1): ranked nowhere.
         pid_names: how the data set itself writes an identity.
         camera_names: how the data set itself writes a camera.
+        variant: which of the data set's own test sets it is, where it has several of one name.
     """
 
     format: str
@@ -172,6 +173,13 @@ class Split:
     junk: tuple[Crop, ...] = ()
     pid_names: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     camera_names: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    variant: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Format, folder and variant: what a report calls it."""
+        name = f"{self.format} {self.root.resolve().name}"
+        return name if self.variant is None else f"{name} {self.variant}"
 
     def subset(self, name: Subset) -> tuple[Crop, ...]:
         """The crops of one subset."""

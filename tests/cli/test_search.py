@@ -47,8 +47,7 @@ def test_every_command_measures_by_one_protocol(run, tiny_bundle, market, tmp_pa
         status, said[name], err = run("search", tiny_bundle, *source, "--out", page)
         assert status == 0, err
         pages[name] = re.findall(r"\d+\.\d%", page.read_text())
-        assert "ranking" in err  # a bar each, besides those of embedding and drawing
-        assert "searching" in err
+        assert "searching" in err  # a bar, besides those of embedding and drawing
     assert "7 of 22 pictures" in said["folders"]
     assert f"{report['mAP']:.1%}" in pages["data"]
     assert f"{report['mINP']:.1%}" in pages["data"]
@@ -112,3 +111,16 @@ def test_search_bad_input(run, tiny_bundle, market, tmp_path, query, gallery, me
 def test_search_needs_both_or_data(run, tiny_bundle, market, tmp_path):
     _, _, err = run("search", tiny_bundle, "--query", market, "--out", tmp_path / "s.html")
     assert "expected: --query and --gallery, or --data alone" in err
+
+
+def test_search_by_reranked_distances(run, tiny_bundle, market, tmp_path):
+    plain, reranked = tmp_path / "plain.html", tmp_path / "reranked.html"
+    assert run("search", tiny_bundle, "--data", market, "--out", plain)[0] == 0
+    # Fourteen pictures in all are too few for the usual 20 neighbours.
+    status, _, err = run("search", tiny_bundle, "--data", market, "--rerank", "--out", reranked)
+    assert status == 2
+    assert "k1" in err
+    assert not reranked.exists()
+    assert run("search", tiny_bundle, "--data", market, "--rerank", "--k1", "5", "--k2", "2", "--out", reranked)[0] == 0
+    distances = [re.findall(r"\b\d\.\d{3}\b", path.read_text()) for path in (plain, reranked)]
+    assert distances[0] != distances[1]

@@ -62,6 +62,8 @@ def test_variants(vehicles, variant, pictures):
     assert [crop.path.stem for crop in split.query] == [f"000000{n}" for n in pictures]
     assert split.gallery == split.query
     assert len(split.train) == 3
+    # Reports on several test sets of one folder are told apart.
+    assert split.name == f"vehicleid VehicleID_V1.0 {vehicleid.VARIANTS[variant]}"
 
 
 def test_the_variants_names():

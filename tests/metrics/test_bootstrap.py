@@ -83,6 +83,7 @@ def test_one_query_or_equal_ones_give_no_width():
         ([2], 1),
         ([0, 5, 0, 5, 0], 2 / 4),  # what does not differ has no sign
         ([0, 0], 1),
+        ([0] * 50 + [1, 1, 1], 2 / 8),  # so few differ that it is exact
         ([1] * 12, 2 / 4096),
     ],
 )

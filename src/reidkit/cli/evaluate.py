@@ -75,7 +75,9 @@ def evaluate(
         cached=cached,
         protocol=protocol,
         metric=metric,
-        refinement=options.refinement(dba, query_expansion, alpha, rerank, k1, k2, weight),
+        refinement=options.refinement(
+            dba=dba, query_expansion=query_expansion, alpha=alpha, rerank=rerank, k1=k1, k2=k2, weight=weight
+        ),
         memory=options.parse_memory(memory),
         ranks=tuple(dict.fromkeys(rank or RANKS)),
         rates=tuple(dict.fromkeys(fpr or FALSE_POSITIVE_RATES)),

@@ -98,9 +98,16 @@ def parse_memory(text: str) -> int:
 
 
 def refinement(
-    dba: int, query_expansion: int, alpha: float, rerank: bool, k1: int, k2: int, weight: float
+    *,
+    dba: int = 0,
+    query_expansion: int = 0,
+    alpha: float = 0.0,
+    rerank: bool = False,
+    k1: int,
+    k2: int,
+    weight: float,
 ) -> Refinement:
-    """The options that make distances better, as one.
+    """The options that refine distances, as one.
 
     Raises:
         ConfigError: they do not go together.

@@ -14,8 +14,7 @@ from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import EmbeddedCrops, embed_crops
 from reidkit.index import NearestScorer, Neighbors, nearest_by, same_camera, same_file
 from reidkit.index.refinement import Refinement, refined
-from reidkit.index.reranking import KReciprocal
-from reidkit.metrics.distance import Distances
+from reidkit.metrics.distance import Metric
 from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, walk
 from reidkit.report.contact_sheet import write_contact_sheet
 from reidkit.report.results import Picture, SearchResults, pictures, scores
@@ -35,6 +34,9 @@ def search(
     device: options.Device = "cpu",
     metric: options.MetricName = "cosine",
     rerank: options.Rerank = False,
+    k1: options.K1 = 20,
+    k2: options.K2 = 6,
+    weight: options.Weight = 0.3,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     data_format: options.DataFormat = None,
@@ -63,10 +65,8 @@ def search(
     asked, searched = parts
     labelled = queries.labelled and pool.labelled
     labelled = queries.labelled and pool.labelled
-    how = Refinement(rerank=KReciprocal() if rerank else None)
-    with console.progress_bar("re-ranking" if rerank else "comparing") as progress:
-        distances = refined(asked.embeddings, searched.embeddings, how, metric=metric, progress=progress)
-    found, ranking = _search(asked, searched, distances, top, labelled)
+    how = options.refinement(rerank=rerank, k1=k1, k2=k2, weight=weight)
+    found, ranking = _search(asked, searched, how, metric, top, labelled)
     results = SearchResults(
         _pictures(queries, asked.crops, labelled),
         _pictures(pool, searched.crops, labelled),
@@ -101,7 +101,7 @@ def _sources(
 
 
 def _search(
-    asked: EmbeddedCrops, searched: EmbeddedCrops, distances: Distances, top: int, labelled: bool
+    asked: EmbeddedCrops, searched: EmbeddedCrops, how: Refinement, metric: Metric, top: int, labelled: bool
 ) -> tuple[Neighbors, Ranking | None]:
     """The nearest crops of every query and, where labels tell, where the right ones stand; in one pass."""
     own_file = same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops])
@@ -110,6 +110,7 @@ def _search(
         # Nobody's query has no rank; then only the frames tell.
         console.warn(f"{nobody} of {len(asked.crops)} queries are distractors by their names (0000): nothing is scored")
     with console.progress_bar("searching") as progress:
+        distances = refined(asked.embeddings, searched.embeddings, how, metric=metric, progress=progress)
         if not labelled or nobody:
             exclude = [own_file, *([same_camera(asked.labels, searched.labels)] if labelled else [])]
             return nearest_by(distances, top=top, exclude=exclude, progress=progress), None

@@ -74,7 +74,7 @@ def load(root: Path, variant: str | None = None) -> Split:
         return make_split("cuhk03", root, **read_named_folders(root, _NAMES))
     variant = variant or "detected"
     if (root / variant).is_dir():
-        return make_split("cuhk03", root, **read_named_folders(root / variant, _NAMES))
+        return make_split("cuhk03", root, **read_named_folders(root / variant, _NAMES), variant=variant)
     if (root / f"images_{variant}").is_dir():
         return _load_extracted(root, variant)
     raise DataError(
@@ -111,7 +111,7 @@ def _load_extracted(root: Path, variant: str) -> Split:
                 got=first_few([path.name for path in missing]),
                 fix="extract the data set again",
             )
-    return make_split("cuhk03", root, **subsets)
+    return make_split("cuhk03", root, **subsets, variant=variant)
 
 
 def _read_split_file(file: Path) -> dict[str, list[str]]:

@@ -153,6 +153,7 @@ def make_split(
     query: Sequence[Sighting] = (),
     gallery: Sequence[Sighting] = (),
     junk: Sequence[Sighting] = (),
+    variant: str | None = None,
 ) -> Split:
     """Numbers identities and cameras from 0, in code-point order of their names over the whole split.
 
@@ -163,6 +164,7 @@ def make_split(
         query: the pictures to ask with.
         gallery: the pictures to be found.
         junk: the pictures that are ranked nowhere.
+        variant: which of several test sets.
 
     Raises:
         DataError: there is no picture at all, one comes twice in a subset, or one to train or ask with has no identity.
@@ -208,6 +210,7 @@ def make_split(
         junk=crops(junk),
         pid_names=MappingProxyType(pid_names),
         camera_names=MappingProxyType(camera_names),
+        variant=variant,
     )
 
 

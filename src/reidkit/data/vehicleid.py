@@ -68,8 +68,9 @@ def load(root: Path, variant: str | None = None) -> Split:
         raise unknown_name("variant of VehicleID", variant, VARIANTS)
     require_folders(root, (_PICTURES, _LISTS), "VehicleID")
     train = _read_list(root, _TRAIN)
-    test = _read_list(root, f"test_list_{VARIANTS[variant or 'small']}.txt")
-    return make_split("vehicleid", root, train=train, query=test, gallery=test)
+    vehicles = VARIANTS[variant or "small"]
+    test = _read_list(root, f"test_list_{vehicles}.txt")
+    return make_split("vehicleid", root, train=train, query=test, gallery=test, variant=vehicles)
 
 
 def _read_list(root: Path, name: str) -> list[Sighting]:

@@ -60,6 +60,7 @@ def embed_crops(
         )
 
     extraction = extract() if cache is None else cache.fetch(files, extract, unreadable=unreadable)
+    progress(len(files), len(files))  # also where nothing had to be embedded
     return EmbeddedCrops(tuple(crops[i] for i in extraction.rows), extraction.embeddings, extraction.unreadable)
 
 

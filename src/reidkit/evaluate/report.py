@@ -195,10 +195,11 @@ class Report:
 
     def _spread(self) -> dict[str, float]:
         """Standard deviations over the draws."""
-        return {
-            "mAP": float(np.std([ranking.mean_ap for ranking in self.rankings])),
-            "rank-1": float(np.std([ranking.cmc(1) for ranking in self.rankings])),
+        values = {
+            "mAP": [ranking.mean_ap for ranking in self.rankings],
+            "rank-1": [ranking.cmc(1) for ranking in self.rankings],
         }
+        return {name: float(np.std(each)) if np.ptp(each) else 0.0 for name, each in values.items()}
 
     def _per_query(self, values: Callable[[Ranking], np.ndarray]) -> np.ndarray:
         table = np.array([values(ranking) for ranking in self.rankings], dtype=np.float64)
@@ -301,14 +302,16 @@ def rank_embedded(
         rates: false positive rates, to report the true positive rates at.
         memory: bytes that this may take, beside the embeddings.
         scorers: that take note of something else on the same walk over the queries.
-        progress: told the number of queries done.
+        progress: told by each step of the refinement, then the number of queries ranked.
 
     Raises:
         InputError: no query has a match, an embedding is not finite, or `memory` does not suffice.
     """
     ql, gl = query.labels, gallery.labels
     relevances = Relevances(ql, gl, junk=protocol.junk, exclude=[same_file(_paths(query.crops), _paths(gallery.crops))])
-    distances = refined(query.embeddings, gallery.embeddings, refinement, metric=metric, memory=memory)
+    distances = refined(
+        query.embeddings, gallery.embeddings, refinement, metric=metric, memory=memory, progress=progress
+    )
     drawn = protocol.draw != "nothing"
     places = DrawnScorer(ql, gl, protocol) if drawn else RankScorer(len(ql.pids))
     roc = None if drawn else RocScorer(distances.shape, max_fpr=max(rates, default=0.0))
@@ -320,7 +323,7 @@ def rank_embedded(
     for ranking in rankings:
         ranking.require_valid()
     return Report(
-        dataset=f"{split.format} {split.root.resolve().name}",
+        dataset=split.name,
         embedded=embedded,
         protocol=protocol,
         metric=metric,

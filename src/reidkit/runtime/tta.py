@@ -20,7 +20,7 @@ from reidkit.runtime.contract import check_crops
 from reidkit.types import Embedder, EmbedderSpec, InputSpec
 
 SCALES: tuple[float, ...] = (0.95, 1.0, 1.05)
-"""What "multiscale" looks at. Measured: as far out as in, or it does harm; and more scales add little for their time."""
+"""What "multiscale" looks at: as far out as in, which helped every network that was measured (docs/benchmarks.md)."""
 
 _SMALLEST, _LARGEST = 0.25, 4.0
 

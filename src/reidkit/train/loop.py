@@ -149,7 +149,7 @@ def train(
         source=checkpoint.parent.name,
         framework=f"torch {torch.__version__}",
         init=None if init is None else f"{init.name}, sha256 {file_sha256(weights_file(init))}",
-        dataset=f"{split.format} {split.root.name} train: {len(pids)} identities, {len(labels)} crops",
+        dataset=f"{split.name} train: {len(pids)} identities, {len(labels)} crops",
         recipe=to_dict(recipe),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         reidkit=reidkit.__version__,
