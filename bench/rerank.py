@@ -20,7 +20,7 @@ import numpy as np
 
 from reidkit.imaging import available_cores
 from reidkit.index import KReciprocal, rerank
-from reidkit.metrics.distance import row_blocks
+from reidkit.metrics.distance import distance_blocks
 
 SIZES = {"market1501": (3_368, 19_732, 750), "msmt17": (11_659, 82_161, 3_060)}  # queries, gallery, identities
 MEMORY = 1 << 30
@@ -83,10 +83,8 @@ def work(job: Mapping[str, int | str]) -> None:
         ranked: Callable[[int, int], None] = lambda done, _: watch.ended("ranking") if done == count else None  # noqa: E731
         distances = rerank(query, crops, KReciprocal(), memory=memory, progress=ranked)
         watch.ended("encoding")
-        for rows in row_blocks(distances, memory=memory):
-            block = distances.block(rows)
+        for _, block in distance_blocks(distances, memory=memory):
             first = first or block[0].tolist()
-            del block
         watch.ended("final distances")
     else:
         first = dense(query, crops, KReciprocal(), watch)[0].tolist()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import compare, distance_matrix, given, prepare, row_blocks
+from reidkit.metrics.distance import compare, distance_blocks, distance_matrix, given, prepare, row_blocks
 
 METRICS = ("cosine", "euclidean")
 
@@ -180,10 +180,21 @@ def test_blocks_keep_within_the_limit():
     distances = compare(random_rows(10, 3), random_rows(20, 3))
     each = distances.bytes_per_query
     assert list(row_blocks(distances, memory=4 * each)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    assert list(row_blocks(distances, memory=4 * each, bytes_per_query=1)) == [
+    assert list(row_blocks(distances, memory=4 * each, bytes_besides=1)) == [
         slice(start, min(start + 3, 10)) for start in (0, 3, 6, 9)
     ]
     assert list(row_blocks(distances, memory=each)) == [slice(row, row + 1) for row in range(10)]
+
+
+@pytest.mark.parametrize("made", [compare(random_rows(10, 3), random_rows(20, 3)), given(random_rows(10, 20))])
+def test_blocks_one_after_the_other_are_all_of_it(made):
+    whole = made.block(slice(0, 10))
+    seen = []
+    for rows, block in distance_blocks(made, memory=3 * made.bytes_per_query):
+        np.testing.assert_allclose(block, whole[rows], atol=1e-6)
+        seen += range(10)[rows]
+        block[:] = np.nan  # whose array is used again
+    assert seen == list(range(10))
 
 
 def test_a_limit_below_one_query():

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import MEMORY, Distances, Metric, compare, row_blocks
+from reidkit.metrics.distance import MEMORY, Distances, Metric, compare, distance_blocks
 from reidkit.metrics.junk import Exclusion, check_exclusions, excluded_rows
 from reidkit.metrics.ranking import Relevance
 from reidkit.types import Progress, no_progress
@@ -86,11 +86,10 @@ def nearest_by(
     top = min(top, gallery)
     indices = np.empty((queries, top), dtype=np.int64)
     found = np.empty((queries, top), dtype=np.float32)
-    for rows in row_blocks(distances, memory=memory, bytes_per_query=BYTES_PER_PAIR * gallery):
-        values = distances.block(rows)
-        _leave_out(values, rows, exclude)
+    for rows, values in distance_blocks(distances, memory=memory, bytes_besides=BYTES_PER_PAIR * gallery):
+        for query, row in enumerate(values, rows.start):
+            row[excluded_rows(exclude, query)] = np.inf
         indices[rows], found[rows] = smallest(values, top)
-        del values  # before the next ones are made
         progress(rows.stop, queries)
     indices[np.isinf(found)] = NO_NEIGHBOR
     return Neighbors(indices, found)
@@ -127,11 +126,6 @@ class NearestScorer:
     def neighbors(self) -> Neighbors:
         """What was noted."""
         return Neighbors(self._indices, self._distances)
-
-
-def _leave_out(values: np.ndarray, rows: slice, exclude: Sequence[Exclusion]) -> None:
-    for query, row in zip(range(rows.start, rows.stop), values, strict=True):
-        row[excluded_rows(exclude, query)] = np.inf
 
 
 def smallest(

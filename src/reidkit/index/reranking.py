@@ -17,13 +17,14 @@ from reidkit.errors import ConfigError, InputError
 from reidkit.index.exact import BYTES_PER_PAIR, smallest
 from reidkit.metrics.distance import (
     MEMORY,
+    Block,
     Distances,
     EmbeddingDistances,
     Metric,
     Prepared,
     compare,
+    distance_blocks,
     prepare,
-    row_blocks,
 )
 from reidkit.types import Progress, no_progress
 
@@ -162,9 +163,9 @@ class RerankedDistances:
         """Of `block`: the entries that one query shares with the gallery, and their sums."""
         return self._between.bytes_fixed + _BYTES_PER_ENTRY * self._most_entries + 40 * self.shape[1]
 
-    def block(self, rows: slice) -> Float32[np.ndarray, "block gallery"]:
+    def block(self, rows: slice, out: Block | None = None) -> Block:
         """Re-ranked distances of some queries, 0 to 1; see `Distances`."""
-        distances = self._between.block(rows)
+        distances = self._between.block(rows, out)
         for query, row in zip(range(rows.start, rows.stop), distances, strict=True):
             # The squared distance of unit vectors is twice 1 - cosine.
             np.multiply(row, 2 if self._metric == "cosine" else row, out=row)
@@ -197,21 +198,21 @@ class _Crops:
         count = len(query.values) + len(gallery.values)
         self.shape = (count, count)
         parts = [part for side in self._from for part in side]
-        self.bytes_per_query = 4 * count + max(part.bytes_per_query for part in parts)
+        self.bytes_per_query = max(part.bytes_per_query for part in parts) + 4 * count
         self.bytes_fixed = max(part.bytes_fixed for part in parts)
 
-    def block(self, rows: slice) -> Float32[np.ndarray, "block crop"]:
+    def block(self, rows: slice, out: Block | None = None) -> Block:
         """Distances of some crops; see `Distances`."""
-        distances = np.empty((rows.stop - rows.start, self.shape[0]), dtype=np.float32)
+        distances = np.empty((rows.stop - rows.start, self.shape[0]), dtype=np.float32) if out is None else out
         queries = len(self.query.values)
         cut = min(max(queries, rows.start), rows.stop)
         for (to_query, to_gallery), first, last, offset in zip(
             self._from, (rows.start, cut), (cut, rows.stop), (0, queries), strict=True
         ):
             if first < last:
-                own, out = slice(first - offset, last - offset), distances[first - rows.start : last - rows.start]
-                out[:, :queries] = to_query.block(own)
-                out[:, queries:] = to_gallery.block(own)
+                own, some = slice(first - offset, last - offset), distances[first - rows.start : last - rows.start]
+                to_query.block(own, some[:, :queries])
+                to_gallery.block(own, some[:, queries:])
         own = np.arange(rows.start, rows.stop)
         distances[own - rows.start, own] = 0
         return distances
@@ -260,11 +261,9 @@ def _initial_ranking(
     count = crops.shape[0]
     ranked = np.empty((count, top), dtype=np.int32)
     farthest = np.empty(count, dtype=np.float32)
-    for rows in row_blocks(crops, memory=memory, bytes_per_query=BYTES_PER_PAIR * count):
-        distances = crops.block(rows)
+    for rows, distances in distance_blocks(crops, memory=memory, bytes_besides=BYTES_PER_PAIR * count):
         farthest[rows] = distances.max(axis=1)
         ranked[rows] = smallest(distances, top)[0]
-        del distances  # before the next ones are made
         progress(rows.stop, count)
     return ranked, farthest
 

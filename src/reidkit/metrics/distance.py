@@ -1,7 +1,7 @@
 """Distances between embeddings; smaller is closer. Axes: `query` rows, `gallery` columns, `dim` wide.
 
-A gallery is never compared as a whole: `Distances` gives a block of query rows at a time, and `row_blocks` makes the
-blocks as large as a limit of memory allows. A matrix product rounds differently at its edges, so the last bit of a
+A gallery is never compared as a whole: `Distances` gives a block of query rows at a time, and `distance_blocks`
+makes the blocks as large as a limit of memory allows. A matrix product rounds differently at its edges, so the last bit of a
 distance can depend on the size of the blocks. Gallery embeddings that are equal, bit for bit, are equally far all the
 same.
 """
@@ -17,6 +17,8 @@ from jaxtyping import Float, Float32, Shaped
 from reidkit.errors import InputError, require_one_of
 
 Metric = Literal["cosine", "euclidean"]
+Block = Float32[np.ndarray, "block gallery"]
+"""Distances of a block of queries to the whole gallery."""
 
 MEMORY = 1 << 30
 """Bytes that comparing may take beside the embeddings, where nobody says."""
@@ -51,34 +53,52 @@ class Distances(Protocol):
         """Memory that `block` takes besides, however many rows are asked for."""
         ...
 
-    def block(self, rows: slice) -> Float32[np.ndarray, "block gallery"]:
+    def block(self, rows: slice, out: Block | None = None) -> Block:
         """Distances of some queries, finite, in an array that the caller may change.
 
         Args:
             rows: `slice(start, stop)`, within the queries.
+            out: the array to put them into, (rows, gallery); None makes one.
         """
         ...
 
 
-def row_blocks(distances: Distances, *, memory: int = MEMORY, bytes_per_query: int = 0) -> Iterator[slice]:
-    """Cuts the queries into blocks that keep within a limit of memory.
+def distance_blocks(
+    distances: Distances, *, memory: int = MEMORY, bytes_besides: int = 0
+) -> Iterator[tuple[slice, Block]]:
+    """Goes through all distances within a limit of memory: rows of the queries, and their distances.
+
+    Every block but the first is written over the one before: memory that is fresh costs a tenth of a matrix product.
 
     Args:
-        distances: that will be asked for.
+        distances: to go through.
         memory: bytes, beside what is there already.
-        bytes_per_query: that the caller itself takes for each row of a block.
+        bytes_besides: that the caller itself takes.
+
+    Raises:
+        InputError: not even one query fits.
+    """
+    blocks = list(row_blocks(distances, memory=memory, bytes_besides=bytes_besides))
+    if blocks:
+        room = np.empty((blocks[0].stop, distances.shape[1]), dtype=np.float32)
+        for rows in blocks:
+            yield rows, distances.block(rows, room[: rows.stop - rows.start])
+
+
+def row_blocks(distances: Distances, *, memory: int = MEMORY, bytes_besides: int = 0) -> Iterator[slice]:
+    """Cuts the queries into blocks that keep within a limit of memory; see `distance_blocks`.
 
     Raises:
         InputError: not even one query fits.
     """
     count, gallery = distances.shape
-    each = max(1, distances.bytes_per_query + bytes_per_query)
-    rows = (memory - distances.bytes_fixed) // each
+    fixed, each = distances.bytes_fixed + bytes_besides, max(1, distances.bytes_per_query)
+    rows = (memory - fixed) // each
     if rows < 1:
         raise InputError(
             f"The limit of memory is too small to compare one query with a gallery of {gallery} crops",
             got=f"{memory} bytes",
-            expected=f"{distances.bytes_fixed + each} bytes at least",
+            expected=f"{fixed + each} bytes at least",
             fix="raise the limit (--memory)",
         )
     for start in range(0, count, min(rows, _MAX_ROWS)):
@@ -200,10 +220,10 @@ class EmbeddingDistances:
         """Of `block`: a part of the gallery in float32, where it has to be converted."""
         return min(_CHUNK, 4 * self._gallery.values.size) if self._gallery.converts else 0
 
-    def block(self, rows: slice) -> Float32[np.ndarray, "block gallery"]:
+    def block(self, rows: slice, out: Block | None = None) -> Block:
         """Distances of some queries; see `Distances`."""
         query, gallery = self._query.rows(rows), self._gallery.values
-        distances = np.empty((len(query), len(gallery)), dtype=np.float32)
+        distances = np.empty((len(query), len(gallery)), dtype=np.float32) if out is None else out
         for part in _chunks(gallery) if self._gallery.converts else [slice(None)]:
             np.matmul(query, gallery[part].astype(np.float32, copy=False).T, out=distances[:, part])
         for row, square in zip(distances, squared_lengths(query), strict=True):  # a row at a time stays in the cache
@@ -266,9 +286,12 @@ class GivenDistances:
         """Of `block`: nothing."""
         return 0
 
-    def block(self, rows: slice) -> Float32[np.ndarray, "block gallery"]:
+    def block(self, rows: slice, out: Block | None = None) -> Block:
         """Distances of some queries; see `Distances`."""
-        return self._matrix[rows].astype(np.float32)
+        if out is None:
+            return self._matrix[rows].astype(np.float32)
+        out[:] = self._matrix[rows]
+        return out
 
 
 def distance_matrix(

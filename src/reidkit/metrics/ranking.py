@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import MEMORY, Distances, row_blocks
+from reidkit.metrics.distance import MEMORY, Distances, distance_blocks
 from reidkit.metrics.junk import (
     NO_ROWS,
     Exclusion,
@@ -105,7 +105,7 @@ class Scorer(Protocol):
 
         Args:
             query: its row.
-            distances: to every gallery crop; not to be changed.
+            distances: to every gallery crop; not to be changed, and not to be kept, since others take their place.
             found: which of them are matches, and which are ranked nowhere.
         """
         ...
@@ -185,17 +185,12 @@ def walk(
                 got=f"{count} and {labels}",
                 expected="one label per embedding",
             )
-    for rows in row_blocks(distances, memory=memory):
-        # Nothing here holds on to a block, so it is gone before the next one is made.
-        _show(distances.block(rows), rows.start, relevances, scorers)
+    for rows, block in distance_blocks(distances, memory=memory):
+        for query, row in enumerate(block, rows.start):
+            found = relevances.of(query)
+            for scorer in scorers:
+                scorer.add(query, row, found)
         progress(rows.stop, distances.shape[0])
-
-
-def _show(block: np.ndarray, start: int, relevances: Relevances, scorers: Sequence[Scorer]) -> None:
-    for query, row in enumerate(block, start):
-        found = relevances.of(query)
-        for scorer in scorers:
-            scorer.add(query, row, found)
 
 
 class RankScorer:
@@ -266,9 +261,9 @@ def match_ranks(distances: Float32[np.ndarray, " gallery"], found: Relevance) ->
     matches = distances[found.matches]
     matches.sort()
     # Those behind the last match do not matter; picking out the others pays where they are few.
-    candidates = distances <= matches[-1]
-    few = _FEW * np.count_nonzero(candidates) < len(distances)
-    nearer = _as_near(distances[candidates] if few else distances.copy(), matches)
+    candidates = (distances <= matches[-1]).nonzero()[0]
+    few = _FEW * len(candidates) < len(distances)
+    nearer = _as_near(distances.take(candidates) if few else distances.copy(), matches)
     nearer -= _as_near(matches, matches)
     if len(found.left_out):
         nearer -= _as_near(distances[found.left_out], matches)
