@@ -9,8 +9,9 @@ PIP := $(BIN)/pip --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/reid demo --out demo --overwrite
 
+# One process a core, and one thread for each: they would only take the cores from each other.
 test: $(VENV)/.developed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 check: $(VENV)/.developed
 	$(BIN)/ruff format --check

@@ -331,5 +331,7 @@ def test_exclusions_of_another_size():
 def test_nothing_to_measure(measure):
     ranking = rank_gallery(places(1), ONE, ONE)
     assert ranking.valid.tolist() == [False]
-    with pytest.raises(InputError, match=r"No query has a match in the gallery from another camera(.|\n)*data inspect"):
+    with pytest.raises(InputError, match=r"No query has a match in the gallery, so(.|\n)*data inspect"):
         measure(ranking)
+    with pytest.raises(InputError, match="No query has a match from another camera, so nothing can be measured"):
+        ranking.require_valid("from another camera")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from reidkit.metrics.drawn import DrawnScorer
 from reidkit.metrics.junk import labels_of, same_file
 from reidkit.metrics.protocol import PROTOCOLS, Protocol
 from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, Scorer, has_match, walk
-from reidkit.metrics.roc import Roc, RocScorer
+from reidkit.metrics.roc import Roc, RocScorer, rate_text
 from reidkit.runtime.pipeline import OnUnreadable
 from reidkit.runtime.tta import with_tta
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, Crop, Embedder, Precision, Progress, Split, no_progress
@@ -69,12 +68,15 @@ class Report:
         camera_pairs: mAP from camera to camera; None where galleries are drawn or a camera is unknown.
         camera_names: how the data set itself writes a camera.
         crops: the queries, row by row.
+        names: of the queries, row by row: their paths below the data set.
         queries: of the data set, unreadable ones included.
+        unmatched_names: queries that have no match in the data set, unreadable ones included.
+        lost_names: queries that have a match, but they or all their matches are unreadable.
         gallery: crops to be found, unreadable ones included.
-        distractors: those of them that show nobody who is asked for.
+        gallery_per_draw: readable crops that stand to be found in one draw, distractors included.
+        distractors: crops to be found that show nobody who is asked for.
         junk: crops that the data set itself takes out.
         unreadable: pictures that could not be decoded; they make the figures those of an easier data set.
-        lost: queries that would be valid, but they or all their matches are unreadable.
         ranks: of the CMC, that were asked for.
         rates: false positive rates that were asked for.
     """
@@ -89,12 +91,15 @@ class Report:
     camera_pairs: CameraPairs | None
     camera_names: Mapping[int, str]
     crops: tuple[Crop, ...]
+    names: tuple[str, ...]
     queries: int
+    unmatched_names: tuple[str, ...]
+    lost_names: tuple[str, ...]
     gallery: int
+    gallery_per_draw: int
     distractors: int
     junk: int
     unreadable: Unreadable
-    lost: int
     ranks: tuple[int, ...] = RANKS
     rates: tuple[float, ...] = FALSE_POSITIVE_RATES
 
@@ -117,37 +122,62 @@ class Report:
         return np.mean([ranking.cmc_curve(ranks) for ranking in self.rankings], axis=0)
 
     @property
+    def draws(self) -> int:
+        """Rankings that the measures are means over."""
+        return len(self.rankings)
+
+    @property
     def valid(self) -> int:
         """Queries that were measured, in any draw."""
         return int(self._measured.sum())
 
     @property
-    def unmatched(self) -> int:
-        """Queries without a match, readable or not."""
-        return self.queries - self.valid - self.lost
+    def valid_per_draw(self) -> int:
+        """Queries that were measured in one draw, on average."""
+        return round(float(np.mean([ranking.valid.sum() for ranking in self.rankings])))
 
     @property
-    def invalid(self) -> tuple[Crop, ...]:
-        """The readable queries that were not measured, because nothing in the gallery is a match."""
-        return tuple(crop for crop, measured in zip(self.crops, self._measured, strict=True) if not measured)
+    def unmatched(self) -> int:
+        """Queries that have no match in the data set."""
+        return len(self.unmatched_names)
+
+    @property
+    def lost(self) -> int:
+        """Queries that unreadable pictures have taken from the measurement."""
+        return len(self.lost_names)
+
+    @property
+    def never_asked(self) -> int:
+        """Queries that have a match, but in no draw of the gallery: another crop of theirs was drawn each time."""
+        return self.queries - self.valid - self.unmatched - self.lost
 
     def average_precision(self) -> Float64[np.ndarray, " query"]:
         """Of each query, a mean over the draws that it was valid in; NaN where there is none."""
-        return self._per_query(lambda ranking: ranking.average_precision)
+        table = self._by_draw("mAP")
+        valid = np.isfinite(table)
+        sums = np.where(valid, table, 0).sum(axis=0)
+        return np.divide(sums, valid.sum(axis=0), out=np.full(table.shape[1], np.nan), where=self._measured)
 
-    def inverse_negative_penalty(self) -> Float64[np.ndarray, " query"]:
-        """Of each query, a mean over the draws that it was valid in; NaN where there is none."""
-        return self._per_query(lambda ranking: ranking.inverse_negative_penalty)
+    def shares(self, measure: str) -> Float64[np.ndarray, " measured"]:
+        """What each measured query contributes: the plain mean of these is the measure that is reported.
 
-    def found_within(self, rank: int) -> Float64[np.ndarray, " query"]:
-        """Share of the draws in which a query's first match is among the first `rank`; NaN where it was never valid."""
-        return self._per_query(lambda ranking: np.where(ranking.valid, ranking.first_match <= rank, np.nan))
+        With one draw these are the values of the queries. With several, a draw in which few queries are valid gives each
+        of them more weight.
 
-    def intervals(self) -> dict[str, Interval]:
-        """95 % confidence intervals of "mAP", "mINP" and "rank-1" and so on, by bootstrap over the valid queries."""
-        values = {"mAP": self.average_precision(), "mINP": self.inverse_negative_penalty()}
-        values |= {f"rank-{rank}": self.found_within(rank) for rank in self.ranks}
-        return {name: mean_interval(value[self._measured]) for name, value in values.items()}
+        Args:
+            measure: "mAP", "mINP", "rank-1" and so on.
+        """
+        table = self._by_draw(measure)
+        weights = self.valid / np.isfinite(table).sum(axis=1, keepdims=True)
+        return np.nan_to_num(table * weights).mean(axis=0)[self._measured]
+
+    def interval(self, measure: str) -> Interval:
+        """95 % confidence interval of a measure, by bootstrap over the measured queries.
+
+        Args:
+            measure: "mAP", "mINP", "rank-1" and so on.
+        """
+        return mean_interval(self.shares(measure))
 
     def true_positive_rates(self) -> dict[float, float] | None:
         """At each of the false positive rates that were asked for; None where galleries are drawn."""
@@ -156,28 +186,32 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `reid evaluate --json` writes them."""
         rates = self.true_positive_rates()
+        measures = ("mAP", "mINP", *(f"rank-{rank}" for rank in self.ranks))
         return {
             "model": self.embedded.model,
             "dataset": self.dataset,
             "mAP": self.mean_ap,
             "mINP": self.mean_inp,
             "rank": {str(rank): self.cmc(rank) for rank in self.ranks},
-            "interval": {name: list(interval) for name, interval in self.intervals().items()},
-            "spread": self._spread() if len(self.rankings) > 1 else None,
-            "tpr": None if rates is None else {f"{fpr:g}": tpr for fpr, tpr in rates.items()},
+            "interval": {name: list(self.interval(name)) for name in measures},
+            "spread": self._spread() if self.draws > 1 else None,
+            "tpr": None if rates is None else {rate_text(fpr): tpr for fpr, tpr in rates.items()},
             "camera_pairs": None if self.camera_pairs is None else self.camera_pairs.as_list(self.camera_names),
             "queries": {
                 "total": self.queries,
                 "valid": self.valid,
+                "valid_per_draw": self.valid_per_draw,
                 "unmatched": self.unmatched,
                 "lost": self.lost,
-                "invalid": [crop.path.name for crop in self.invalid],
+                "never_asked": self.never_asked,
+                "unmatched_names": list(self.unmatched_names),
+                "lost_names": list(self.lost_names),
             },
-            "gallery": {"total": self.gallery, "distractors": self.distractors},
+            "gallery": {"total": self.gallery, "per_draw": self.gallery_per_draw, "distractors": self.distractors},
             "junk": self.junk,
             "unreadable": self.unreadable._asdict(),
             "protocol": self.protocol.name,
-            "draws": len(self.rankings),
+            "draws": self.draws,
             "metric": self.metric,
             "refinement": self.refinement.in_words(),
             "runtime": self.embedded.runtime,
@@ -201,10 +235,14 @@ class Report:
         }
         return {name: float(np.std(each)) if np.ptp(each) else 0.0 for name, each in values.items()}
 
-    def _per_query(self, values: Callable[[Ranking], np.ndarray]) -> np.ndarray:
-        table = np.array([values(ranking) for ranking in self.rankings], dtype=np.float64)
-        counts = np.isfinite(table).sum(axis=0)
-        return np.divide(np.nansum(table, axis=0), counts, out=np.full(table.shape[1], np.nan), where=counts > 0)
+    def _by_draw(self, measure: str) -> Float64[np.ndarray, "draws query"]:
+        """A measure of each query in each draw; NaN where it is not valid."""
+        if measure == "mAP":
+            return np.array([ranking.average_precision for ranking in self.rankings])
+        if measure == "mINP":
+            return np.array([ranking.inverse_negative_penalty for ranking in self.rankings])
+        rank = int(measure.removeprefix("rank-"))
+        return np.array([np.where(each.valid, each.first_match <= rank, np.nan) for each in self.rankings])
 
 
 def evaluate(
@@ -308,7 +346,7 @@ def rank_embedded(
         InputError: no query has a match, an embedding is not finite, or `memory` does not suffice.
     """
     ql, gl = query.labels, gallery.labels
-    relevances = Relevances(ql, gl, junk=protocol.junk, exclude=[same_file(_paths(query.crops), _paths(gallery.crops))])
+    relevances = _relevances(query.crops, gallery.crops, protocol)
     distances = refined(
         query.embeddings, gallery.embeddings, refinement, metric=metric, memory=memory, progress=progress
     )
@@ -321,7 +359,8 @@ def rank_embedded(
     walk(distances, relevances, every, memory=memory, progress=progress)
     rankings = places.rankings() if isinstance(places, DrawnScorer) else (places.ranking(),)
     for ranking in rankings:
-        ranking.require_valid()
+        ranking.require_valid("in the gallery from another camera" if protocol.junk else "in the gallery")
+    unmatched, lost = _not_to_be_measured(split, query, gallery, protocol)
     return Report(
         dataset=split.name,
         embedded=embedded,
@@ -333,31 +372,45 @@ def rank_embedded(
         camera_pairs=None if pairs is None else pairs.camera_pairs(),
         camera_names=split.camera_names,
         crops=query.crops,
+        names=_names(query.crops, split),
         queries=len(split.query),
+        unmatched_names=_names(unmatched, split),
+        lost_names=_names(lost, split),
         gallery=len(split.gallery),
+        gallery_per_draw=places.gallery if isinstance(places, DrawnScorer) else len(gallery.crops),
         distractors=sum(crop.pid == DISTRACTOR for crop in split.gallery),
         junk=len(split.junk),
         unreadable=Unreadable(len(query.unreadable), len(gallery.unreadable)),
-        lost=_lost(query, gallery, split, protocol, rankings),
         ranks=tuple(ranks),
         rates=tuple(rates),
     )
 
 
-def _lost(
-    query: EmbeddedCrops, gallery: EmbeddedCrops, split: Split, protocol: Protocol, rankings: Sequence[Ranking]
-) -> int:
+def _relevances(query: Sequence[Crop], gallery: Sequence[Crop], protocol: Protocol) -> Relevances:
+    own = same_file([crop.path for crop in query], [crop.path for crop in gallery])
+    return Relevances(labels_of(query), labels_of(gallery), junk=protocol.junk, exclude=[own])
+
+
+def _not_to_be_measured(
+    split: Split, query: EmbeddedCrops, gallery: EmbeddedCrops, protocol: Protocol
+) -> tuple[list[Crop], list[Crop]]:
+    """Queries that have no match in the split, and those that have one, but none that is readable."""
+    matched = _matched(split.query, split.gallery, protocol)
+    unmatched = [crop for crop in split.query if crop not in matched]
     if not query.unreadable and not gallery.unreadable:
-        return 0
-    everything = Relevances(
-        labels_of(split.query),
-        labels_of(split.gallery),
-        junk=protocol.junk,
-        exclude=[same_file(_paths(split.query), _paths(split.gallery))],
+        return unmatched, []
+    measurable = _matched(query.crops, gallery.crops, protocol)
+    return unmatched, [crop for crop in split.query if crop in matched and crop not in measurable]
+
+
+def _matched(query: Sequence[Crop], gallery: Sequence[Crop], protocol: Protocol) -> set[Crop]:
+    found = has_match(_relevances(query, gallery, protocol))
+    return {crop for crop, match in zip(query, found.tolist(), strict=True) if match}
+
+
+def _names(crops: Sequence[Crop], split: Split) -> tuple[str, ...]:
+    """Paths below the data set, or whole where they are elsewhere."""
+    folder = split.root.parent if split.root.is_file() else split.root
+    return tuple(
+        (crop.path.relative_to(folder) if crop.path.is_relative_to(folder) else crop.path).as_posix() for crop in crops
     )
-    measured = np.any([ranking.valid for ranking in rankings], axis=0)
-    return int(has_match(everything).sum() - measured.sum())
-
-
-def _paths(crops: Sequence[Crop]) -> list[Path]:
-    return [crop.path for crop in crops]

@@ -60,6 +60,11 @@ class DrawnScorer:
         everywhere = protocol.draw == "gallery"
         self._gallery = self._crops.draw(np.random.default_rng(seed), protocol.draws) if everywhere else None
 
+    @property
+    def gallery(self) -> int:
+        """Crops that stand to be found in one draw: one of each identity, and every distractor."""
+        return len(self._crops.pids) + len(self._crops.distractors)
+
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `reidkit.metrics.ranking.Scorer`."""
         if not len(found.matches):

@@ -56,15 +56,18 @@ class Ranking:
         """Queries that have a match."""
         return self.first_match > 0
 
-    def require_valid(self) -> None:
+    def require_valid(self, where: str = "in the gallery") -> None:
         """Refuses a ranking in which nothing can be measured.
+
+        Args:
+            where: a match is looked for, under the protocol; for the message.
 
         Raises:
             InputError: no query is valid.
         """
         if not self.valid.any():
             raise InputError(
-                "No query has a match in the gallery from another camera, so nothing can be measured",
+                f"No query has a match {where}, so nothing can be measured",
                 got=f"{len(self.valid)} queries",
                 expected="at least one query with a match",
                 fix="`reid data inspect` shows identities and cameras of each subset",

@@ -158,6 +158,12 @@ class RocScorer:
             self._bound = self._nearest[self._keep - 1]
 
 
+def rate_text(rate: float) -> str:
+    """A false positive rate as the field writes it: "1e-4", "2.5e-3"; from 0.1 on as a plain number."""
+    rate = float(f"{rate:.6g}")  # a product or a power of ten is seldom quite what it should be
+    return f"{rate:g}" if rate >= 0.1 or rate == 0 else np.format_float_scientific(rate, trim="-", exp_digits=1)
+
+
 def _allowed(rate: float, pairs: int) -> int:
     """The most pairs whose share is `rate` or less: of 100, 29 at 0.29, though 0.29 * 100 is a little below 29."""
     count = min(int(rate * pairs), pairs)

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from reidkit.errors import InputError
+from reidkit.metrics.roc import rate_text
 from reidkit.report.plotting import COLORS, INK, dress, inline_svg
 from reidkit.report.results import printable
-from reidkit.report.wording import rate_text
 
 _STYLES = ("-", "--", "-.", ":")
 _NAME = 50  # letters of a name in the legend

@@ -7,8 +7,8 @@ from pathlib import Path
 from reidkit.atomic import output_file
 from reidkit.errors import InputError
 from reidkit.evaluate import Report
+from reidkit.metrics.roc import rate_text
 from reidkit.report.results import printable
-from reidkit.report.wording import rate_text
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

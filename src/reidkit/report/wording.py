@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from reidkit.evaluate import Report
 from reidkit.report.results import UNKNOWN
 
@@ -11,12 +9,6 @@ from reidkit.report.results import UNKNOWN
 def percent(value: float) -> str:
     """A fraction of 1 in percent, without the sign: `82.15`."""
     return f"{100 * value:.2f}"
-
-
-def rate_text(rate: float) -> str:
-    """A false positive rate as the field writes it: "1e-4", "2.5e-3"; from 0.1 on as a plain number."""
-    rate = float(f"{rate:.6g}")  # a product or a power of ten is seldom quite what it should be
-    return f"{rate:g}" if rate >= 0.1 or rate == 0 else np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 def settings(report: Report) -> dict[str, str]:
