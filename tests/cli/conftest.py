@@ -1,8 +1,15 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
+from reidkit.bundle import Golden, open_bundle, write_bundle
 from reidkit.cli import main
+from reidkit.runtime.onnxruntime import OnnxRuntimeEmbedder
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +50,47 @@ def market(tmp_path_factory):
         lonely = Image.fromarray(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8))
         lonely.save(root / ("query" if frame == 0 else "bounding_box_test") / f"0009_c1s1_{frame:06d}_00.jpg")
     return root
+
+
+@pytest.fixture(scope="session")
+def vehicles(market, tmp_path_factory):
+    """The pictures of six people as VehicleID lays vehicles out: all are query and gallery at once."""
+    root = tmp_path_factory.mktemp("vehicles") / "VehicleID"
+    lists: dict[str, list[str]] = {"train_list.txt": [], "test_list_800.txt": []}
+    (root / "image").mkdir(parents=True)
+    for number, path in enumerate(sorted(market.rglob("*.jpg"))):
+        shutil.copy(path, root / "image" / f"{number:07d}.jpg")
+        name = "train_list.txt" if path.parent.name.endswith("train") else "test_list_800.txt"
+        lists[name].append(f"{number:07d} {int(path.name[:4])}\n")
+    (root / "train_test_split").mkdir()
+    for name, lines in lists.items():
+        (root / "train_test_split" / name).write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tiny_bundle, tmp_path_factory):
+    """The tiny model with its first convolution drawn anew."""
+    opened = open_bundle(tiny_bundle)
+    model = onnx.load_from_string((tiny_bundle / "model.onnx").read_bytes())
+    weight = next(item for item in model.graph.initializer if len(item.dims) == 4 and item.dims[1] == 3)
+    drawn = np.random.default_rng(0).normal(size=tuple(weight.dims)).astype(np.float32)
+    weight.CopyFrom(numpy_helper.from_array(drawn, weight.name))
+    golden = opened.golden()
+    path = tmp_path_factory.mktemp("bundles") / "other.reid"
+    manifest = replace(opened.manifest, name="other", architecture=None)
+    write_bundle(
+        path, manifest, model=model.SerializeToString(), golden=Golden(golden.crops, golden.embeddings), weights=None
+    )
+    return path
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """Numbers of crops that the engine was given, call by call."""
+    counts = []
+    embed = OnnxRuntimeEmbedder.embed
+    monkeypatch.setattr(
+        OnnxRuntimeEmbedder, "embed", lambda self, crops: counts.append(len(crops)) or embed(self, crops)
+    )
+    return counts

@@ -2,31 +2,10 @@
 
 import json
 import shutil
-from dataclasses import replace
 
-import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
-from reidkit.bundle import Golden, open_bundle, write_bundle
-
-
-@pytest.fixture(scope="session")
-def other_bundle(tiny_bundle, tmp_path_factory):
-    """The tiny model with its first convolution drawn anew."""
-    opened = open_bundle(tiny_bundle)
-    model = onnx.load_from_string((tiny_bundle / "model.onnx").read_bytes())
-    weight = next(item for item in model.graph.initializer if len(item.dims) == 4 and item.dims[1] == 3)
-    drawn = np.random.default_rng(0).normal(size=tuple(weight.dims)).astype(np.float32)
-    weight.CopyFrom(numpy_helper.from_array(drawn, weight.name))
-    golden = opened.golden()
-    path = tmp_path_factory.mktemp("bundles") / "other.reid"
-    manifest = replace(opened.manifest, name="other", architecture=None)
-    write_bundle(
-        path, manifest, model=model.SerializeToString(), golden=Golden(golden.crops, golden.embeddings), weights=None
-    )
-    return path
+from reidkit.errors import OutputError
 
 
 def test_two_models(run, tiny_bundle, other_bundle, market, tmp_path):
@@ -54,6 +33,61 @@ def test_two_engines_of_one_model(run, tiny_bundle, market):
     )
     assert status == 0
     assert "tiny, onnxruntime and tiny, pytorch do not differ beyond chance on these 6 queries" in out
+
+
+def test_two_models_on_a_drawn_gallery(run, tiny_bundle, other_bundle, vehicles):
+    status, out, err = run("compare", tiny_bundle, other_bundle, "--data", vehicles)
+    assert status == 0, err
+    assert "on these 14 queries: mAP" in out
+
+
+def test_two_models_of_one_name(run, tiny_bundle, market, tmp_path):
+    bundles = [shutil.copytree(tiny_bundle, tmp_path / part / "copy.reid") for part in ("x", "y")]
+    json_file = tmp_path / "c.json"
+    status, out, _ = run("compare", *bundles, "--data", market, "--json", json_file)
+    assert status == 0
+    assert "x/copy.reid and y/copy.reid do not differ beyond chance on these 6 queries" in out
+    found = json.loads(json_file.read_text())
+    assert (found["a"]["model"], found["b"]["model"]) == ("x/copy.reid", "y/copy.reid")
+
+
+def test_a_model_against_itself_reranked(run, tiny_bundle, market, tmp_path):
+    page = tmp_path / "c.html"
+    options = ("--rerank", "--k1", "3", "--k2", "2", "--html", page)
+    status, out, _ = run("compare", tiny_bundle, tiny_bundle, "--data", market, *options)
+    assert status == 0
+    assert "tiny (A) and tiny (B) do not differ beyond chance" in out
+    assert "Both with refinement k-reciprocal 3/2/0.3." in out
+    assert "k-reciprocal 3/2/0.3" in page.read_text()
+
+
+def test_a_page_that_fails_costs_no_table(run, tiny_bundle, market, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OutputError("Cannot write the page")
+
+    monkeypatch.setattr("reidkit.report.comparison_page.write_comparison_page", fail)
+    files = ("--html", tmp_path / "c.html", "--json", tmp_path / "c.json")
+    status, out, err = run("compare", tiny_bundle, tiny_bundle, "--data", market, *files)
+    assert status == 2
+    assert "error: Cannot write the page" in err
+    assert "do not differ beyond chance" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "market15"], "Unknown protocol 'market15'"),
+        (["--memory", "10B"], "--memory does not hold the distances of one query"),
+        (["--rerank"], "--k1 asks for more neighbours than a crop of market1501 market has\n  got: --k1 20"),
+        (["--lambda", "0.5"], "--lambda would change nothing without --rerank"),
+        (["--html", "c", "--json", "c"], "--html and --json name one file"),
+    ],
+)
+def test_options_that_cannot_be_cost_no_embedding(run, tiny_bundle, market, embedded, arguments, message):
+    status, _, err = run("compare", tiny_bundle, tiny_bundle, "--data", market, *arguments)
+    assert (status, embedded) == (2, [])
+    assert f"error: {message}" in err
 
 
 def test_a_page_that_cannot_be_written_costs_no_embedding(run, tiny_bundle, market, tmp_path, monkeypatch):

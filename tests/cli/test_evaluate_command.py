@@ -8,9 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
+from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle
+from reidkit.cli.evaluate import record_measured
+from reidkit.cli.measuring import Settings, dataset_names, measure
 from reidkit.cli.options import parse_memory
+from reidkit.data import load_split
+from reidkit.errors import DataError, OutputError
 from reidkit.runtime.onnxruntime import OnnxRuntimeEmbedder
+from reidkit.types import Split
 
 
 def test_evaluate(run, tiny_bundle, market, tmp_path):
@@ -23,7 +29,8 @@ def test_evaluate(run, tiny_bundle, market, tmp_path):
     (report,) = json.loads((tmp_path / "a.json").read_text())
     counts = report["queries"]
     assert (counts["total"], counts["valid"], counts["unmatched"]) == (7, 6, 1)
-    assert counts["invalid"] == ["0009_c1s1_000000_00.jpg"]
+    assert counts["unmatched_names"] == ["query/0009_c1s1_000000_00.jpg"]
+    assert "--json and --html name the queries that were not measured." in out
     assert set(report["rank"]) == {"1", "5", "10"}
     assert report["rank"]["10"] == 1.0
     assert 0 < report["mINP"] <= report["mAP"] <= 1
@@ -61,17 +68,6 @@ def test_an_unknown_augmentation(run, tiny_bundle, market):
     assert "'flop' is not one of 'none', 'flip'" in err
 
 
-@pytest.fixture
-def embedded(monkeypatch):
-    """Numbers of crops that the engine was given, call by call."""
-    counts = []
-    embed = OnnxRuntimeEmbedder.embed
-    monkeypatch.setattr(
-        OnnxRuntimeEmbedder, "embed", lambda self, crops: counts.append(len(crops)) or embed(self, crops)
-    )
-    return counts
-
-
 def test_a_second_metric_costs_no_second_extraction(run, tiny_bundle, market, embedded):
     first = run("evaluate", tiny_bundle, "--data", market)
     assert embedded == [7, 7]
@@ -107,7 +103,7 @@ def test_every_model_on_every_data_set_with_every_engine(run, tiny_bundle, marke
     reports = json.loads(files["json"].read_text())
     assert len(reports) == 8
     # Both bundles are called tiny: their places tell them apart.
-    assert {report["model"] for report in reports} == {str(tiny_bundle), str(other)}
+    assert {report["model"] for report in reports} == {"tiny.reid", "other.reid"}
     assert {report["dataset"] for report in reports} == {"market1501 market", "market1501 again"}
     assert {report["runtime"] for report in reports} == {"onnxruntime", "pytorch"}
     assert "every model on every data set" in out
@@ -151,13 +147,13 @@ def test_protocols_and_ranks(run, tiny_bundle, market, tmp_path):
     assert "did you mean 'market1501'?" in err
 
 
-def test_saved_embeddings_give_what_the_model_gives(run, tiny_bundle, market, tmp_path):
-    for subset in ("query", "gallery"):
-        out = tmp_path / f"{subset}.npz"
-        assert run("embed", tiny_bundle, "--data", market, "--subset", subset, "--out", out)[0] == 0
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_saved_embeddings_give_what_the_model_gives(run, tiny_bundle, market, tmp_path, suffix):
+    files = [tmp_path / f"{subset}.{suffix}" for subset in ("query", "gallery")]
+    for file in files:
+        assert run("embed", tiny_bundle, "--data", market, "--subset", file.stem, "--out", file)[0] == 0
     direct, saved = tmp_path / "direct.json", tmp_path / "saved.json"
     assert run("evaluate", tiny_bundle, "--data", market, "--json", direct)[0] == 0
-    files = (tmp_path / "query.npz", tmp_path / "gallery.npz")
     status, out, _ = run("evaluate", "--embeddings", *files, "--json", saved)
     assert status == 0
     assert "6 of 7 queries are valid" in out
@@ -165,24 +161,88 @@ def test_saved_embeddings_give_what_the_model_gives(run, tiny_bundle, market, tm
     assert (one["mAP"], one["rank"], one["interval"]) == (other["mAP"], other["rank"], other["interval"])
 
 
+_MEASURED = ["BUNDLE", "--data", "MARKET"]
+_SAVED = ["--embeddings", "q.npz", "g.npz"]
+_WHAT = "Say what to measure\n  expected: BUNDLE and --data, one or more of each; or --embeddings QUERY GALLERY\n"
+_CROPS = "7 query and 7 gallery crops\n  expected:"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what to measure"),
-        (["BUNDLE"], "Say what to measure"),
-        (["--embeddings", "q.npz", "g.npz", "--tta", "flip"], "Saved embeddings need no tta"),
-        (["BUNDLE", "--embeddings", "q.npz", "g.npz"], "Saved embeddings need no bundles"),
-        (["BUNDLE", "--data", "MARKET", "--memory", "much"], "Cannot read --memory\n  got: much"),
-        (["BUNDLE", "--data", "MARKET", "--memory", "10B"], "The limit of memory is too small"),
-        (["BUNDLE", "--data", "MARKET", "--rerank", "--k1", "14"], "k1"),
-        (["BUNDLE", "--data", "MARKET", "--query-expansion", "8"], "7"),
+        ([], _WHAT),
+        (["BUNDLE"], _WHAT),
+        (
+            [*_MEASURED, "--memory", "much"],
+            "Cannot read --memory\n  got: much\n  expected: a number and a unit, such as 1GiB or 512MiB\n",
+        ),
+        (
+            [*_MEASURED, "--memory", "10B"],
+            "--memory does not hold the distances of one query to the gallery of market1501 market\n"
+            "  got: 10 bytes\n  expected: 28 at least, for 7 crops\n",
+        ),
+        (
+            [*_MEASURED, "--memory", "100B"],
+            "The ROC curve up to a false positive rate of 1e-2 does not fit the limit of memory\n  got: 100 bytes\n",
+        ),
+        (
+            [*_MEASURED, "--rerank", "--k1", "14"],
+            "--k1 asks for more neighbours than a crop of market1501 market has\n"
+            f"  got: --k1 14, and {_CROPS} 13 at most\n",
+        ),
+        (
+            [*_MEASURED, "--query-expansion", "8"],
+            "--query-expansion asks for more neighbours than a crop of market1501 market has\n"
+            f"  got: --query-expansion 8, and {_CROPS} 7 at most\n",
+        ),
+        (
+            [*_MEASURED, "--dba", "7"],
+            "--dba asks for more neighbours than a crop of market1501 market has\n"
+            f"  got: --dba 7, and {_CROPS} 6 at most\n",
+        ),
+        ([*_MEASURED, "--k2", "3"], "--k2 would change nothing without --rerank\n  to do: leave out --k2\n"),
+        (
+            [*_MEASURED, "--k1", "3", "--lambda", "0"],
+            "--k1, --lambda would change nothing without --rerank\n  to do: leave out --k1 and --lambda\n",
+        ),
+        ([*_MEASURED, "--protocol", "market15"], "Unknown protocol 'market15'\n"),
+        (
+            [*_MEASURED, "--fpr", "2"],
+            "A false positive rate is a share of all wrong pairs\n  got: --fpr 2\n  expected: 0 to 1\n",
+        ),
+        ([*_MEASURED, "--fpr", "0.5", "--fpr", "-0.1"], "wrong pairs\n  got: --fpr -0.1\n  expected: 0 to 1\n"),
+        ([*_MEASURED, "--fpr", "0.5", "--fpr", "nan"], "wrong pairs\n  got: --fpr nan\n  expected: 0 to 1\n"),
+        (
+            [*_MEASURED, "--variant", "labeled"],
+            "None of the data sets comes in variants\n  got: --variant labeled for market1501 market\n"
+            "  expected: --variant only with cuhk03 or vehicleid\n",
+        ),
+        (
+            [*_MEASURED, "--json", "a.txt", "--csv", "./a.txt"],
+            "--json and --csv name one file\n  got: a.txt\n  to do: give each a name of its own\n",
+        ),
+        *(
+            (
+                [*_SAVED, *given],
+                f"{given[0]} would change nothing beside --embeddings: those were made already\n"
+                f"  to do: leave out {given[0]}\n",
+            )
+            for given in (
+                ["BUNDLE"],
+                *(["--data", "MARKET"], ["--runtime", "onnxruntime"], ["--tta", "flip"], ["--device", "cuda"]),
+                *(["--batch", "3"], ["--threads", "2"], ["--skip-unreadable"], ["--no-cache"], ["--record"]),
+                *(["--format", "market1501"], ["--variant", "labeled"]),
+            )
+        ),
     ],
 )
-def test_options_that_cannot_be(run, tiny_bundle, market, arguments, message):
-    places = {"BUNDLE": tiny_bundle, "MARKET": market}
-    status, _, err = run("evaluate", *(places.get(argument, argument) for argument in arguments))
-    assert status == 2
+def test_options_that_cannot_be(run, tiny_bundle, market, tmp_path, monkeypatch, embedded, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"BUNDLE": str(tiny_bundle), "MARKET": str(market)}
+    status, out, err = run("evaluate", *(places.get(argument, argument) for argument in arguments))
+    assert (status, out, embedded) == (2, "", [])
     assert message in err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("text", "size"), [("1GiB", 2**30), ("512 mib", 2**29), ("1.5kb", 1500), ("7b", 7)])
@@ -230,6 +290,117 @@ def test_a_report_that_cannot_be_written_costs_no_embedding(run, tiny_bundle, ma
     status, _, err = run("evaluate", tiny_bundle, "--data", market, "--json", tmp_path)
     assert status == 2
     assert f"Cannot write {tmp_path}" in err
+
+
+def test_an_output_that_fails_costs_no_other(run, tiny_bundle, market, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OutputError("Cannot write the page", got="No space left on device")
+
+    monkeypatch.setattr("reidkit.report.evaluation_page.write_evaluation_page", fail)
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy.reid")
+    files = {suffix: tmp_path / f"all.{suffix}" for suffix in ("html", "json", "csv")}
+    outputs = (part for suffix, path in files.items() for part in (f"--{suffix}", path))
+    status, out, err = run("evaluate", bundle, "--data", market, "--record", *outputs)
+    assert status == 2
+    assert "error: Cannot write the page\n  got: No space left on device\n" in err
+    assert "6 of 7 queries are valid" in out
+    (report,) = json.loads(files["json"].read_text())
+    with files["csv"].open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    (recorded,) = open_bundle(bundle).manifest.accuracy
+    assert float(row["mAP"]) == report["mAP"] == recorded.mAP
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json", "copy.reid"]
+
+
+def test_a_manifest_that_cannot_be_written_costs_no_embedding(run, tiny_bundle, market, tmp_path, embedded):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy.reid")
+    other = shutil.copytree(tiny_bundle, tmp_path / "other.reid")
+    real = output_file
+
+    def refuse(path):
+        if path == other / "manifest.json":
+            raise OutputError(f"Cannot write {path}")
+        return real(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reidkit.cli.outputs.output_file", refuse)
+        status, _, err = run("evaluate", bundle, other, "--data", market, "--record")
+    assert (status, embedded) == (2, [])
+    assert f"Cannot write {other / 'manifest.json'}" in err
+
+
+@pytest.fixture
+def same_named(market, tmp_path):
+    """Two data sets in folders of one name; the second has no picture of 0004 to ask with."""
+    first, second = (shutil.copytree(market, tmp_path / part / "market") for part in ("s1", "s2"))
+    for path in (second / "query").glob("0004_*"):
+        path.unlink()
+    return first, second
+
+
+def test_every_measurement_is_recorded_in_its_own_place(run, tiny_bundle, other_bundle, same_named, tmp_path):
+    bundles = [shutil.copytree(path, tmp_path / path.name) for path in (tiny_bundle, other_bundle)]
+    first, second = same_named
+    json_file = tmp_path / "a.json"
+    # The same place twice, by another path, is one data set and one model.
+    again = ("--data", tmp_path / "s1" / ".." / "s1")
+    status, out, err = run(
+        *("evaluate", *bundles, bundles[0].parent / ".." / tmp_path.name / bundles[0].name),
+        *("--data", first, "--data", second, *again, "--record", "--json", json_file),
+    )
+    assert status == 0, err
+    reports = json.loads(json_file.read_text())
+    names = ["market1501 s1/market", "market1501 s2/market"]
+    assert [(report["model"], report["dataset"]) for report in reports] == [
+        (model, name) for name in names for model in ("tiny", "other")
+    ]
+    assert "market1501 s1/market, protocol market1501: 6 of 7 queries are valid" in out
+    assert "market1501 s2/market, protocol market1501: 4 of 5 queries are valid" in out
+    assert "every model on every data set" in out
+    for bundle in bundles:
+        recorded = {(a.dataset, a.mAP, a.queries) for a in open_bundle(bundle).manifest.accuracy}
+        assert recorded == {
+            (report["dataset"], report["mAP"], report["queries"]["valid"])
+            for report in reports
+            if report["model"] == bundle.stem
+        }
+        assert len(recorded) == 2
+
+
+def test_two_measurements_of_one_place_are_not_recorded(tiny_bundle, market, tmp_path):
+    bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path / "copy.reid"))
+    report = measure(bundle, load_split(market), "onnxruntime", Settings(), model="tiny")
+    with pytest.raises(DataError, match="has one place for two measurements"):
+        record_measured([(bundle, report)] * 2)
+    assert open_bundle(bundle.path).manifest.accuracy == ()
+
+
+def test_the_end_of_a_path_tells_apart(tmp_path):
+    roots = ["a/x/market", "b/x/market", "b/market", "b/duke", "market"]
+    splits = [Split("market1501", tmp_path / root, variant="9" if "duke" in root else None) for root in roots]
+    assert dataset_names(splits) == [
+        *("market1501 a/x/market", "market1501 b/x/market", "market1501 b/market", "market1501 duke 9"),
+        f"market1501 {tmp_path.name}/market",
+    ]
+    assert dataset_names([splits[0], splits[0]]) == ["market1501 market"] * 2
+
+
+def test_a_drawn_gallery(run, tiny_bundle, market, vehicles, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy.reid")
+    json_file = tmp_path / "a.json"
+    # The variant is that of the data set that has some.
+    data = ("--data", vehicles, "--data", market, "--variant", "small")
+    status, out, err = run("evaluate", bundle, *data, "--record", "--json", json_file)
+    assert status == 0, err
+    # Fourteen pictures of four vehicles: four stand to be found in each draw, and ten ask.
+    assert "14 of 14 queries are valid, 10 in one of 10 draws; 0 without a match." in out
+    assert "Gallery: 14 crops, 0 distractors, 4 in one draw;" in out
+    report = json.loads(json_file.read_text())[0]
+    spread = f"mAP {100 * report['spread']['mAP']:.2f}, rank-1 {100 * report['spread']['rank-1']:.2f}"
+    on = f"tiny with onnxruntime on {report['dataset']}"
+    assert f"Standard deviation over the 10 draws, in percent, {on}: {spread}." in out
+    recorded = open_bundle(bundle).manifest.accuracy[0]
+    assert (recorded.protocol, recorded.queries, recorded.gallery) == ("vehicleid", 10, 4)
 
 
 def test_nothing_is_written_where_nothing_can_be_measured(run, tiny_bundle, market, tmp_path):

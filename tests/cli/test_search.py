@@ -113,14 +113,47 @@ def test_search_needs_both_or_data(run, tiny_bundle, market, tmp_path):
     assert "expected: --query and --gallery, or --data alone" in err
 
 
-def test_search_by_reranked_distances(run, tiny_bundle, market, tmp_path):
+def test_search_by_reranked_distances(run, tiny_bundle, market, tmp_path, embedded):
     plain, reranked = tmp_path / "plain.html", tmp_path / "reranked.html"
     assert run("search", tiny_bundle, "--data", market, "--out", plain)[0] == 0
+    assert embedded == [7, 7]
+    embedded.clear()  # what was embedded is kept
     # Fourteen pictures in all are too few for the usual 20 neighbours.
     status, _, err = run("search", tiny_bundle, "--data", market, "--rerank", "--out", reranked)
-    assert status == 2
-    assert "k1" in err
+    assert (status, embedded) == (2, [])
+    assert "--k1 asks for more neighbours than a crop of market1501 market has\n  got: --k1 20, and 7 query" in err
     assert not reranked.exists()
     assert run("search", tiny_bundle, "--data", market, "--rerank", "--k1", "5", "--k2", "2", "--out", reranked)[0] == 0
     distances = [re.findall(r"\b\d\.\d{3}\b", path.read_text()) for path in (plain, reranked)]
     assert distances[0] != distances[1]
+    assert embedded == []
+    assert "k-reciprocal 5/2/0.3" in reranked.read_text()
+    assert "k-reciprocal" not in plain.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variant", "small"], "--variant would change nothing without --data"),
+        (["--k1", "3"], "--k1 would change nothing without --rerank"),
+        (["--out", "FOLDER"], "Cannot write "),
+    ],
+)
+def test_what_cannot_be_costs_no_embedding(run, tiny_bundle, market, tmp_path, embedded, arguments, message):
+    folder = tmp_path / "taken.html"
+    folder.mkdir()
+    folders = ("--query", market / "query", "--gallery", market / "bounding_box_test")
+    given = [folder if argument == "FOLDER" else argument for argument in arguments]
+    status, _, err = run("search", tiny_bundle, *folders, "--out", tmp_path / "s.html", *given)
+    assert (status, embedded) == (2, [])
+    assert f"error: {message}" in err
+
+
+def test_the_page_counts_unreadable_pictures(run, tiny_bundle, market, tmp_path):
+    copy = shutil.copytree(market, tmp_path / "market")
+    (copy / "query" / "0004_c1s1_000000_00.jpg").write_bytes(b"no picture")
+    page = tmp_path / "s.html"
+    assert run("search", tiny_bundle, "--data", copy, "--metric", "euclidean", "--out", page)[0] == 0
+    text = page.read_text()
+    assert re.search(r"unreadable pictures, left out</\w+>\s*<\w+[^>]*>1<", text)
+    assert "euclidean" in text

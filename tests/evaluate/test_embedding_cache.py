@@ -19,11 +19,12 @@ import reidkit
 from conditions import unprivileged
 from reidkit.bundle import record_accuracy
 from reidkit.errors import ConfigError, DataError, ImageError
-from reidkit.evaluate import embed_crops
+from reidkit.evaluate import embed_crops, embed_split, embedding_cache
 from reidkit.evaluate.embedding_cache import default_folder, open_cache
 from reidkit.manifest import Accuracy
 from reidkit.runtime.pipeline import Extraction, embed_files
-from reidkit.types import Crop, EmbedderSpec, InputSpec
+from reidkit.runtime.tta import MultiViewEmbedder, with_tta
+from reidkit.types import Crop, EmbedderSpec, InputSpec, Split
 from small_bundle import MANIFEST, write
 
 SPEC = EmbedderSpec(InputSpec(4, 3), 3, False, None, "onnxruntime", "float32", "cpu")
@@ -103,7 +104,7 @@ def test_a_second_time_costs_no_extraction(fetch, files, folder):
     again.embeddings[:] = 0  # the caller's own
     same(fetch(files)[0], first)
     assert len(entries(folder)) == 1
-    assert folder.stat().st_mode & 0o077 == 0  # nobody else's
+    assert [place.stat().st_mode & 0o777 for place in (folder, *entries(folder))] == [0o700, 0o600]  # nobody else's
 
 
 def test_a_changed_picture_is_never_served_stale(fetch, files):
@@ -115,6 +116,46 @@ def test_a_changed_picture_is_never_served_stale(fetch, files):
     changed, embedded = fetch(files)
     assert embedded == 3
     assert changed.embeddings[:, 0].tolist() == [0, 99, 20]
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The pictures that were read for their sha256; times settle at once."""
+    monkeypatch.setattr(embedding_cache, "_SETTLED", 0)
+    read = []
+    sha256 = embedding_cache.file_sha256
+    monkeypatch.setattr(embedding_cache, "file_sha256", lambda file: read.append(file.name) or sha256(file))
+    return lambda: [name for name in read if name.endswith(".png")]
+
+
+def test_several_models_on_one_data_set_hash_it_once(fetch, files, hashed):
+    time.sleep(0.02)
+    for tta in ("none", "flip", "none"):
+        fetch(files, tta=tta)
+    assert sorted(hashed()) == [file.name for file in files]
+    fetch(files[::-1])
+    assert len(hashed()) == 6
+
+
+def test_a_change_that_keeps_size_and_date_is_seen(fetch, files, hashed):
+    os.utime(files[1], (1, 1))
+    time.sleep(0.02)
+    fetch(files)
+    assert len(hashed()) == 3
+    size = files[1].stat().st_size
+    Image.new("RGB", (3, 4), (99, 100, 200)).save(files[1])
+    os.utime(files[1], (1, 1))
+    assert files[1].stat().st_size == size
+    changed, embedded = fetch(files)
+    assert (embedded, changed.embeddings[:, 0].tolist()) == (3, [0, 99, 20])
+    assert len(hashed()) == 6
+
+
+def test_what_was_touched_just_now_is_hashed_again(fetch, files, hashed, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "_SETTLED", 3600.0)
+    fetch(files)
+    fetch(files)
+    assert len(hashed()) == 9  # before, after, and the second time
 
 
 def test_a_moved_data_set_is_known_again(fetch, files, tmp_path):
@@ -190,6 +231,36 @@ def test_the_batch_size_makes_no_difference(bundle, folder, files):
         embedded = embed_crops(embedder, crops, batch_size=batch_size, cache=cache)
         assert embedded.embeddings[:, 0].tolist() == [0, 10, 20]
     assert embedder.embedded == 3
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
+def test_a_cache_serves_its_own_tta_and_no_other(bundle, folder, files, tta):
+    split = Split("folder", Path("x"), query=(Crop(files[0], 0, 0),), gallery=(Crop(files[1], 0, 1),))
+    cache = open_cache(folder, bundle, SPEC, tta)
+    for _ in range(2):
+        query, _ = embed_split(MeanColor(), split, tta=tta, cache=cache)
+        assert query.embeddings.tolist() == with_tta(MeanColor(), tta).embed(_pixels(files[:1])).tolist()
+    for other in {"none", "flip", "flip+multiscale"} - {tta}:
+        message = (
+            rf"another test-time augmentation\n  got: MeanColor, tta '{other.replace('+', '.')}'(.|\n)*tta '{tta}'"
+        )
+        with pytest.raises(ConfigError, match=message):
+            embed_split(MeanColor(), split, tta=other, cache=cache)
+    assert len(entries(folder)) == 2
+
+
+def _pixels(files):
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def test_a_cache_is_for_a_plain_embedder_of_its_spec(bundle, folder, files):
+    crops = [Crop(file, 0, 0) for file in files]
+    cache = open_cache(folder, bundle, SPEC, "none")
+    with pytest.raises(ConfigError, match="got: MultiViewEmbedder, tta 'none'"):
+        embed_crops(MultiViewEmbedder(MeanColor(), scales=(0.5,)), crops, cache=cache)
+    with pytest.raises(ConfigError, match=r"expected: a plain embedder, tta 'none': .*precision='float16'"):
+        embed_crops(MeanColor(), crops, cache=open_cache(folder, bundle, replace(SPEC, precision="float16"), "none"))
+    assert not folder.exists()
 
 
 def test_an_unknown_engine_has_no_cache(folder, bundle):
@@ -271,12 +342,12 @@ def test_no_damaged_byte_is_believed(fetch, files, entry, bundle, caplog):
     cache = open_cache(entry.parent, bundle, SPEC, "none")
     whole = entry.read_bytes()
     anew = 0
-    for place in range(0, len(whole), 29):
+    for place in range(0, len(whole), 61):
         entry.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         got, embedded = fetch(files, cache=cache)
         same(got, truth)
         anew += embedded > 0
-    assert anew == len(caplog.records) > 0.7 * len(whole) / 29  # the rest are dates and padding
+    assert anew == len(caplog.records) > 0.7 * len(whole) / 61  # the rest are dates and padding
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         entry.write_bytes(whole[:length])
         got, embedded = fetch(files)
@@ -452,11 +523,13 @@ from pathlib import Path
 import numpy as np
 from reidkit.evaluate.embedding_cache import EmbeddingCache
 from reidkit.runtime.pipeline import Extraction
+from reidkit.types import EmbedderSpec, InputSpec
 
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 files = sorted(Path(sys.argv[2]).iterdir())
+spec = EmbedderSpec(InputSpec(4, 3), 50, False, None, "onnxruntime", "float32", "cpu")
 for turn in range(40):
-    cache = EmbeddingCache(Path(sys.argv[1]), {}, dim=50, limit=4000)
+    cache = EmbeddingCache(Path(sys.argv[1]), {}, spec=spec, tta="none", limit=4000)
     some = files[turn % 3 :]
     truth = np.full((len(some), 50), turn % 3, np.float32)
     extract = lambda: Extraction(truth, np.arange(len(some)), ())
@@ -494,12 +567,17 @@ def test_default_folder(monkeypatch, own, xdg, expected):
     assert default_folder() == Path(expected)
 
 
-def test_somebody_without_a_home(monkeypatch):
+def test_somebody_without_a_home_is_warned_and_measures(monkeypatch, bundle, files, fetch, caplog):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
     monkeypatch.delenv("REIDKIT_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(ConfigError, match=r"no folder to keep embeddings in\n(.|\n)*set REIDKIT_CACHE, or do without"):
-        default_folder()
+    folder = default_folder()
+    assert folder is None
+    (record,) = caplog.records
+    assert "embeddings are not kept" in record.getMessage()
+    assert "Set REIDKIT_CACHE" in record.getMessage()
+    cache = open_cache(folder, bundle, SPEC, "none")
+    assert [fetch(files, cache=cache)[1] for _ in range(2)] == [3, 3]

@@ -10,7 +10,13 @@ from pyarrow import parquet
 
 from reidkit.errors import ConfigError, DataError, ImageError
 from reidkit.evaluate import EmbeddedCrops
-from reidkit.evaluate.embeddings_file import check_format, check_names, read_embeddings, write_embeddings
+from reidkit.evaluate.embeddings_file import (
+    check_format,
+    check_names,
+    read_embeddings,
+    read_split,
+    write_embeddings,
+)
 from reidkit.metrics.junk import same_file
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop
 
@@ -120,12 +126,12 @@ def test_rows_without_paths_are_pictures_of_their_own(save):
         ),
         (
             {"pid": np.array(["ann", "ann", "bob", "cy"])},
-            r"The identities of the query .*q\.npz are no whole numbers\n  got: pid: <U3, such as ann\n(.|\n)*"
+            r"The identities of the query .*q\.npz are no whole numbers\n  got: pid: text, such as ann\n(.|\n)*"
             r"number them over query and gallery together: np\.unique\(names.*the column pid that `reid embed` writes",
         ),
         ({"pid": np.array([4.0, 4, 5, 5])}, r"got: pid: float64, such as 4\.0\n(.|\n)*to do: save pid\.astype\(int\)"),
         ({"pid": np.array([True] * 4)}, r"no whole numbers\n  got: pid: bool, such as True"),
-        ({"camid": np.array(["c1"] * 4)}, r"The cameras of .* are no whole numbers\n  got: camid: <U2, such as c1"),
+        ({"camid": np.array(["c1"] * 4)}, r"The cameras of .* are no whole numbers\n  got: camid: text, such as c1"),
         (
             {"pid": np.array([0, 1, -3, -4])},
             r"2 of 4 identities of .* out of range\n  got: pid -3 in row 2\n.*-1 for a dis",
@@ -142,7 +148,7 @@ def test_rows_without_paths_are_pictures_of_their_own(save):
         ({"pid": np.arange(4)[:, None]}, r"pid does not fit .*\n  got: pid of shape \(4, 1\) for 4 emb"),
         ({"camid": np.arange(5)}, r"camid does not fit .*\n  got: camid of shape \(5,\)"),
         ({"path": np.array(["a"])}, r"path does not fit .*\n  got: path of shape \(1,\)"),
-        ({"path": np.arange(4)}, r"The paths of the query .* are no text\n  got: path: int64"),
+        ({"path": np.arange(4)}, r"path of the query .* is no text\n  got: path: int64"),
         ({"path": np.array([Path("a")] * 4, dtype=object)}, r"'path' holds pickled Python objects"),
         ({"pid": np.array(["a", None, "b", 3], dtype=object)}, r"'pid' holds pickled Python objects"),
         (
@@ -161,6 +167,71 @@ def test_rows_without_paths_are_pictures_of_their_own(save):
 def test_errors_say_which_array(save, arrays, message):
     with pytest.raises(DataError, match=message):
         read_embeddings(save(**arrays), name="query")
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["a", "b\0c", "c", "d"], r"Row 1 of the query .* no file can have\n  got: 'b\\x00c'\n"),
+        (["a", "b", "c", "d" * 4097], r"Row 3 of the query .* no file can have\n  got: 'd+'\.\.\. of 4,097 characters"),
+        (["a", "b", "\ud800", "d"], r"Row 2 of the query .* no file can have\n  got: '\\ud800'"),
+        (
+            ["video1", "b", "./video1", "video1"],
+            r"video1 is the path of several rows of the query (.|\n)*rows 0 and 2\n(.|\n)*leave the paths out where",
+        ),
+    ],
+)
+def test_paths_that_cannot_be(save, paths, message):
+    with pytest.raises(DataError, match=message):
+        read_embeddings(save(path=np.array(paths)), name="query")
+
+
+def test_text_that_is_none(save):
+    with pytest.raises(DataError, match=r"camera of the query embeddings .* is no text\n  got: camera: int64"):
+        read_embeddings(save(camera=np.arange(4)), name="query")
+
+
+def test_more_rows_than_bytes(tmp_path):
+    n = 100_000
+    values = {"embedding": np.zeros((n, 1), np.float16), "pid": np.zeros(n, np.int8)}
+    np.savez_compressed(tmp_path / "q.npz", **values)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(values["embedding"].ravel()), 1)
+    parquet.write_table(pa.table({"embedding": lists, "pid": values["pid"]}), tmp_path / "q.parquet")
+    for file in (tmp_path / "q.npz", tmp_path / "q.parquet"):
+        with pytest.raises(DataError, match=r"q\.\w+ holds more rows than bytes\n  got: 100,000 rows in [\d,]+ bytes"):
+            read_embeddings(file, name="query")
+
+
+# Query and gallery
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_split_of_two_files(tmp_path, suffix):
+    query, gallery = tmp_path / f"q{suffix}", tmp_path / f"g{suffix}"
+    names = {"pid_names": {0: "0007", 1: "0012"}, "camera_names": {0: "c3", 1: "c6"}}
+    write_embeddings(query, EmbeddedCrops(CROPS[:1], EMBEDDINGS[:1]), **names)
+    write_embeddings(gallery, EMBEDDED, **names)
+    asked, searched, split = read_split(query, gallery)
+    assert (split.query, split.gallery) == (asked.crops, searched.crops)
+    assert [len(asked.embeddings), len(searched.embeddings)] == [1, 4]
+    assert split.name == f"embeddings q{suffix} g{suffix}"
+    assert dict(split.pid_names) == {7: "0007", 12: "0012"}  # and no name for a distractor
+    assert dict(split.camera_names) == {3: "c3", 6: "c6"}
+
+
+def test_a_split_without_names(save):
+    _, _, split = read_split(save("q.npz"), save("g.npz", identity=np.array(["", "", "ann", ""])))
+    assert (dict(split.pid_names), dict(split.camera_names)) == ({5: "ann"}, {})
+
+
+@pytest.mark.parametrize(("column", "number"), [("identity", "pid 4"), ("camera", "camid 4")])
+def test_files_of_two_data_sets(save, column, number):
+    same = {"pid": np.full(4, 4), "camid": np.full(4, 4)}
+    query = save("q.npz", **same, **{column: np.array(["ann"] * 4)})
+    gallery = save("g.npz", **same, **{column: np.array(["bob"] * 4)})
+    message = rf"{number} goes by two names\n  got: 'ann' in .*q\.npz, 'bob' in .*g\.npz\n(.|\n)*of one data set with"
+    with pytest.raises(DataError, match=message):
+        read_split(query, gallery)
 
 
 def test_the_message_names_the_subset(save):
@@ -198,7 +269,7 @@ def test_parquet_written_by_hand(tmp_path):
     ("columns", "message"),
     [
         ({"pid": pa.array([1, None])}, r"column pid of .*q\.parquet cannot be used\n  got: 1 empty rows of 2\n"),
-        ({"pid": pa.array(["ann", "bob"])}, r"no whole numbers\n  got: pid: <U3, such as ann"),
+        ({"pid": pa.array(["ann", "bob"])}, r"no whole numbers\n  got: pid: text, such as ann"),
         ({"pid": pa.array([1.0, 2.0])}, r"no whole numbers\n  got: pid: float64"),
         (
             {"embedding": pa.array([[1.0, 2.0], [1.0]])},
@@ -207,9 +278,12 @@ def test_parquet_written_by_hand(tmp_path):
         ({"embedding": pa.array([[1.0, None], [1.0, 2.0]])}, "rows of different widths, or with gaps"),
         (
             {"embedding": pa.array([1.0, 2.0])},
-            r"got: values of type double\n  expected: a list of numbers in every row",
+            r"no table of floating-point numbers\n  got: embedding: float64 \(2,\)",
         ),
-        ({"embedding": pa.array([["a"], ["b"]])}, "no table of floating-point numbers"),
+        (
+            {"embedding": pa.array([["a"], ["b"]])},
+            r"got: values of type list<element: string>\n  expected: numbers, text, or",
+        ),
         ({"embedding": pa.array([[], []], pa.list_(pa.float32()))}, r"are empty.*\n  got: embedding: float32 \(2, 0\)"),
     ],
 )

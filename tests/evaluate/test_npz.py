@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import tracemalloc
 import zipfile
 
@@ -134,6 +135,13 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
         read(tmp_path / "e.npz")
     assert read(tmp_path / "e.npz", "b").tolist() == [0, 1, 2]
     assert not (tmp_path / "trapped").exists()
+
+
+def test_text_that_is_no_unicode(tmp_path):
+    np.savez(tmp_path / "e.npz", a=np.array([65, sys.maxunicode + 1], np.uint32).view("U1"), b=np.array(["ä"], ">U3"))
+    with pytest.raises(DataError, match=r"damaged at its array 'a'\n  got: text that is no Unicode"):
+        read(tmp_path / "e.npz")
+    assert read(tmp_path / "e.npz", "b").tolist() == ["ä"]
 
 
 def test_every_damaged_byte_of_an_array_is_found(tmp_path):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,46 @@ def test_alpha_leaves_opposite_neighbors_out():
 def test_alpha_weighs_by_the_cosine_under_euclidean_too_by_hand():
     moved = expand_queries(table([1, 0]), table([3, 4]), neighbors=1, alpha=1.0, metric="euclidean")
     np.testing.assert_allclose(moved, [[(1 + 0.6 * 3) / 1.6, 0.6 * 4 / 1.6]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_least_alpha_is_a_plain_mean_of_those_that_are_not_opposite(metric):
+    # (-1, 0) is opposite and (0, 1) is square to it; 0.6 to the power of almost 0 is 1.
+    gallery = table([-1, 0], [0, 1], [0.6, 0.8])
+    moved = expand_queries(table([1, 0]), gallery, neighbors=3, alpha=1e-50, metric=metric)
+    mean = np.array([0.8, 0.4])
+    np.testing.assert_allclose(moved, [mean / np.linalg.norm(mean) if metric == "cosine" else mean], atol=1e-6)
+
+
+def test_the_largest_alpha_leaves_all_but_copies_out():
+    moved = expand_queries(table([1, 0]), table([2, 0], [3, 4]), neighbors=2, alpha=1e39, metric="euclidean")
+    assert moved.tolist() == [[1.5, 0]]
+
+
+def test_a_zero_row_is_refused_before_the_search():
+    seen = []
+    options = {"neighbors": 1, "alpha": 1.0, "metric": "euclidean", "progress": lambda *step: seen.append(step)}
+    with pytest.raises(InputError, match=r"gallery embedding.*zero[\s\S]*row 1"):
+        expand_queries(table([1, 0]), table([1, 0], [0, 0]), **options)
+    with pytest.raises(InputError, match=r"gallery embedding.*zero[\s\S]*row 1"):
+        augment_gallery(table([1, 0], [0, 0]), **options)
+    assert seen == []
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_peak_of_memory_is_within_the_limit(metric):
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.normal(size=(count, 512)).astype(np.float32) for count in (200, 2000))
+    memory, notes = 5 << 20, 100 * 2000  # notes of lengths and repeats
+    for expand in (
+        lambda: expand_queries(queries, gallery, neighbors=30, alpha=3.0, metric=metric, memory=memory),
+        lambda: augment_gallery(gallery, neighbors=30, alpha=3.0, metric=metric, memory=memory),
+    ):
+        tracemalloc.start()
+        moved = expand()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < memory + moved.nbytes + 12 * 30 * len(moved) + notes
 
 
 def test_each_crop_of_the_gallery_stays_in_its_own_mean_by_hand():
@@ -166,7 +208,7 @@ def test_more_neighbors_than_there_are_is_refused():
 
 
 def test_no_neighbors_are_refused():
-    with pytest.raises(InputError, match=r"neighbors must be at least 1\n  got: 0"):
+    with pytest.raises(InputError, match=r"neighbors must be a whole number, 1 or above\n  got: 0"):
         expand_queries(table([1, 0]), table([1, 0]), neighbors=0)
 
 

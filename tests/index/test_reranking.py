@@ -1,13 +1,14 @@
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from reidkit.errors import ConfigError, InputError
-from reidkit.index import Exclusion, KReciprocal, nearest_by, rerank
-from reidkit.metrics.distance import compare, row_blocks
-from reidkit.metrics.junk import Labels
+from reidkit.index import KReciprocal, nearest_by, rerank
+from reidkit.metrics.distance import compare, distance_blocks, row_blocks
+from reidkit.metrics.junk import Exclusion, Labels
 from reidkit.metrics.ranking import rank_gallery
 
 
@@ -21,6 +22,7 @@ def dense(query, gallery, how, metric):
     distance = np.array([row / row.max() if row.max() > 0 else row for row in squared])
     # Rounded only so that what is equally far by definition is so in float64.
     order = np.argsort(np.round(squared, 9), axis=1, kind="stable").tolist()
+    order = [[p, *(j for j in near if j != p)] for p, near in enumerate(order)]
 
     def mutual(k):
         return [{j for j in order[p][: k + 1] if p in order[j][: k + 1]} for p in range(count)]
@@ -93,6 +95,46 @@ def test_duplicates_among_queries_and_gallery(seed):
         check(query, gallery, how, "euclidean")
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dim", [3, 17])
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_of_any_numbers_within_and_across_the_two_sets(seed, dim, metric):
+    rng = np.random.default_rng(300 + seed)
+    query, gallery = crowd(rng, 6, 15, dim)
+    query = np.concatenate([query, query[:2], gallery[:2], query[:1]])
+    gallery = np.concatenate([gallery, gallery[:5], query[:3], gallery[:5]])
+    for how in (KReciprocal(3, 2), KReciprocal(8, 4, 0.1), KReciprocal(4, 5), KReciprocal(20, 6)):
+        check(query, gallery, how, metric)
+        check(query.astype(np.float16).astype(np.float32), gallery.astype(np.float16), how, metric)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_queries_that_are_the_gallery(metric):
+    crops = np.concatenate(crowd(np.random.default_rng(30), 10, 10, dim=9))
+    for how in (KReciprocal(4, 2), KReciprocal(9, 3), KReciprocal(20, 6)):
+        check(crops, crops, how, metric)
+    # One at a time: no row is rounded as in one block.
+    check(crops, crops, KReciprocal(9, 3), metric, memory=10_000)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_crop_with_more_duplicates_than_neighbors_is_near_them_all(metric):
+    query, gallery = crowd(np.random.default_rng(31), 2, 12, dim=8)
+    gallery = np.concatenate([gallery, np.repeat(query[:1], 9, axis=0)])
+    for how in (KReciprocal(3, 1, 0.0), KReciprocal(3, 2), KReciprocal(4, 4)):
+        check(query, gallery, how, metric)
+    found = everything(rerank(query, gallery, KReciprocal(3, 1, 0.0), metric=metric))
+    assert found[0, 12:].max() < 1
+
+
+def test_zeros_of_either_sign_are_one_number():
+    query, gallery = crowd(np.random.default_rng(32), 4, 16, dim=3)
+    gallery[:, 1] = query[:, 1] = 0
+    gallery[4:8] = query
+    gallery[4:8, 1] = -0.0
+    check(query, gallery, KReciprocal(5, 3), "cosine")
+
+
 def test_neighbors_up_to_everybody():
     query, gallery = crowd(np.random.default_rng(7), 3, 9)
     for k2 in (1, 2, 11, 12):
@@ -121,12 +163,22 @@ def test_by_hand():
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
-def test_all_embeddings_equal_leave_finite_distances():
-    query, gallery = np.ones((2, 3), np.float32), np.ones((9, 3), np.float32)
-    for metric in ("cosine", "euclidean"):
-        found = everything(rerank(query, gallery, KReciprocal(4, 2), metric=metric))
-        assert np.isfinite(found).all()
-    check(query, gallery, KReciprocal(4, 2), "euclidean")
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_where_all_embeddings_are_equal_the_original_distance_is_zero(metric):
+    point = np.random.default_rng(33).normal(size=(1, 37)).astype(np.float32)
+    query, gallery = np.repeat(point, 2, axis=0), np.repeat(point, 9, axis=0)
+    check(query, gallery, KReciprocal(4, 2), metric)
+    np.testing.assert_array_equal(everything(rerank(query, gallery, KReciprocal(4, 2, 1.0), metric=metric)), 0)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_largest_distance_within_rounding_is_zero(metric):
+    rng = np.random.default_rng(34)
+    point = rng.normal(size=37)
+    lengths = rng.uniform(1, 1 if metric == "euclidean" else 9, (11, 1))
+    crops = (point * lengths + rng.normal(size=(11, 37)) * 1e-7).astype(np.float32)
+    found = everything(rerank(crops[:2], crops[2:], KReciprocal(4, 2, 1.0), metric=metric))
+    np.testing.assert_array_equal(found, 0)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -156,6 +208,55 @@ def test_the_least_memory_gives_the_same(metric):
     assert len(blocks) == 9
     one_by_one = np.concatenate([small.block(rows) for rows in blocks])
     np.testing.assert_allclose(one_by_one, dense(query, gallery, how, metric), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("k1", "k2", "together"), [(20, 6, False), (250, 10, False), (250, 10, True)])
+def test_the_peak_of_memory_is_within_the_limit(metric, k1, k2, together):
+    rng = np.random.default_rng(35)
+    if together:  # neighbours that are all mutual: every set is as large as it can be
+        query, gallery = (
+            np.concatenate([crowd(rng, 40, 1, 16, 1)[0] * 0.01 + 9 * rng.normal(size=16)] * 5) for _ in "ab"
+        )
+        query, gallery = query.astype(np.float32), np.concatenate([gallery] * 5).astype(np.float32)
+    else:
+        query, gallery = crowd(rng, 200, 1000, 16, 20)
+    memory, count = 8 << 20, len(query) + len(gallery)
+    tracemalloc.start()
+    distances = rerank(query, gallery, KReciprocal(k1, k2), metric=metric, memory=memory)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    values = kept / 8
+    assert peak < memory + 14 * count * (k1 + 1) + 32 * values + (4 << 20)
+    limit = distances.bytes_fixed + 10 * distances.bytes_per_query
+    tracemalloc.start()
+    for _ in distance_blocks(distances, memory=limit):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < limit + 50_000
+
+
+def test_neighbors_of_neighbors_that_do_not_fit_are_refused_before_the_work():
+    query, gallery = crowd(np.random.default_rng(36), 20, 400)
+    seen = []
+    memory = 100 * 301 * 151
+    with pytest.raises(InputError, match=rf"too small to re-rank with as many[\s\S]*{memory} bytes at least") as caught:
+        rerank(query, gallery, KReciprocal(300, 2), memory=memory - 1, progress=lambda *step: seen.append(step))
+    assert "lower k1" in str(caught.value)
+    assert seen == []
+    rerank(query, gallery, KReciprocal(300, 2), memory=memory)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_however_the_embeddings_lie_in_memory(metric):
+    query, gallery = crowd(np.random.default_rng(37), 4, 20)
+    read_only = gallery.copy()
+    read_only.setflags(write=False)
+    lying = (np.asfortranarray(gallery), gallery[::-1].copy()[::-1], read_only, gallery.astype(">f4"))
+    for same in lying:
+        check(query, same, KReciprocal(5, 3), metric)
+        check(same, query, KReciprocal(5, 3), metric)
 
 
 def test_a_block_stands_for_its_rows():

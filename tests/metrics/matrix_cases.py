@@ -28,6 +28,8 @@ def matrix_cases(draw):
 class Unchanged:
     """A scorer that comes last, and sees whether those before it left the distances alone."""
 
+    bytes_needed = 0
+
     def __init__(self, matrix):
         self._matrix = matrix
 
@@ -35,12 +37,18 @@ class Unchanged:
         np.testing.assert_array_equal(distances, self._matrix[query])
 
 
-def score(scorer, matrix, query, gallery, *, excluded=(), junk=True, memory=MEMORY):
-    """Shows all queries to the scorer, and gives it back."""
+def score(scorer, matrix, query, gallery, *, excluded=(), junk=True, rows=None):
+    """Shows all queries to the scorer, and gives it back.
+
+    Args:
+        rows: queries for which the limit of memory just suffices; None sets no limit.
+    """
     exclusion = Exclusion(
         matrix.shape, lambda row: np.array(sorted(j for i, j in excluded if i == row), dtype=np.int64)
     )
     relevances = Relevances(query, gallery, junk=junk, exclude=[exclusion])
+    # 64 bytes for each gallery crop are a scorer's to look at a query, and 4 are its distance.
+    memory = MEMORY if rows is None else scorer.bytes_needed + (64 + 4 * rows) * matrix.shape[1]
     walk(given(matrix), relevances, [scorer, Unchanged(matrix)], memory=memory)
     return scorer
 

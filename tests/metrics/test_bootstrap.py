@@ -158,6 +158,15 @@ def test_equal_models_do_not_differ():
     assert (found.difference, found.interval, found.p_value, found.gained, found.lost) == (0, (0, 0), 1, 0, 0)
 
 
+def test_what_differs_by_rounding_does_not_differ():
+    a = np.random.default_rng(9).random(50)
+    b = a * (1 + np.finfo(float).eps)
+    b[:3] += 0.01
+    found = paired_difference(a, b)
+    assert (found.gained, found.lost, found.p_value) == (3, 0, 2 / 8)
+    assert paired_difference(1e6 * a, 1e6 * b).p_value == 2 / 8
+
+
 ONE, BAD = np.ones(1), np.array([0.5, np.nan, np.inf])
 
 
@@ -181,6 +190,8 @@ ONE, BAD = np.ones(1), np.array([0.5, np.nan, np.inf])
         (lambda: paired_difference(np.empty(0), np.empty(0)), "There are no values of a"),
         (lambda: paired_difference(ONE, ONE, level=0.0), "level of a confidence interval"),
         (lambda: paired_difference(ONE, ONE, samples=0), "samples must be at least 1"),
+        (lambda: mean_interval(ONE, seed=-1), r"seed of random numbers must be 0 or above\n  got: -1"),
+        (lambda: paired_difference(ONE, ONE, seed=-1), r"seed of random numbers must be 0 or above\n  got: -1"),
     ],
 )
 def test_bad_input(call, message):

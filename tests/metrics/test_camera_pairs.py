@@ -74,7 +74,7 @@ def test_order_and_blocks_change_nothing():
     shuffled = Labels(gallery.pids[order], gallery.camids[order])
     whole = camera_pairs(matrix, query, gallery)
     for other in (
-        camera_pairs(matrix, query, gallery, memory=matrix[:3].nbytes),
+        camera_pairs(matrix, query, gallery, rows=3),
         camera_pairs(matrix[:, order], query, shuffled),
         camera_pairs(np.exp(matrix / 10) - 9, query, gallery),
     ):

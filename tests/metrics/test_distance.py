@@ -128,11 +128,54 @@ def test_short_vectors_have_a_cosine(length):
     np.testing.assert_allclose(distance_matrix(short, query), defined(gallery, query, "cosine"), atol=2e-6)
 
 
-def test_too_short_to_have_a_cosine():
-    rows = np.ones((3, 4), dtype=np.float32)
-    rows[1] = 1e-38
-    with pytest.raises(InputError, match=r"too short to have a cosine[\s\S]*row 1, of length 2e-38[\s\S]*1e-30 at l"):
-        compare(np.ones((1, 4)), rows)
+@pytest.mark.parametrize(("metric", "least"), [("cosine", "1e-30"), ("euclidean", "1e-15")])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1e-38, "f4"), (1e-45, "f4"), (4e-31, "f8"), (1e-60, "f8"), (1e-200, "f8")]
+)
+def test_too_short_for_float32_but_not_zero(metric, least, value, dtype):
+    rows = np.ones((3, 4), dtype=dtype)
+    rows[1] = value
+    length = f"{2 * float(rows[1, 0]):.3g}"
+    message = (
+        rf"A gallery embedding is too short[^\n]*{metric}\)\n  got: row 1, of length {length}\n[^$]*{least} at least"
+    )
+    with pytest.raises(InputError, match=message):
+        compare(np.ones((1, 4)), rows, metric)
+
+
+def test_the_shortest_have_euclidean_distances():
+    query, gallery = random_rows(4, 8) * np.float32(1e-15), random_rows(30, 8, seed=1) * np.float32(1e-15)
+    gallery[3] = 0  # which is a place like any other
+    expected = defined(query * 1e15, gallery * 1e15, "euclidean")
+    np.testing.assert_allclose(distance_matrix(query, gallery, "euclidean") * 1e15, expected, rtol=1e-4)
+
+
+LAYOUTS = {
+    "big-endian": lambda rows: rows.astype(rows.dtype.newbyteorder(">")),
+    "reversed": lambda rows: rows[::-1].copy()[::-1],
+    "column-major": np.asfortranarray,
+    "every other column": lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_they_lie_in_memory_changes_nothing(layout, dtype, metric):
+    query, gallery = random_rows(5, 12, dtype), random_rows(40, 12, dtype, seed=1)
+    gallery[7] = gallery[30]
+    laid = LAYOUTS[layout](query), LAYOUTS[layout](gallery)
+    for rows in laid:
+        rows.flags.writeable = False
+    np.testing.assert_array_equal(distance_matrix(*laid, metric), distance_matrix(query, gallery, metric))
+
+
+@pytest.mark.parametrize("offset", [0, 3, 30])
+def test_euclidean_squares_are_as_exact_as_the_docstring_says(offset):
+    query, gallery = (random_rows(count, 512, seed=count) + np.float32(offset) for count in (40, 500))
+    found = distance_matrix(query, gallery, "euclidean").astype(np.float64)
+    squared_length = (query.astype(np.float64) ** 2).sum(axis=1)[:, None]
+    assert (np.abs(found**2 - defined(query, gallery, "euclidean") ** 2) / squared_length).max() < 2e-6
 
 
 def test_zero_vector_has_no_cosine():
@@ -162,12 +205,35 @@ def test_no_table_of_numbers(rows, got):
         compare(rows, np.ones((1, 3)))
 
 
-def test_no_such_metric():
+def test_wrong_types_have_a_message():
     # In a process of its own: the type checks that run under pytest would be first.
-    code = "import numpy; from reidkit.metrics.distance import compare; compare(*numpy.ones((2, 1, 1)), 'euclidian')"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "Unknown metric 'euclidian'" in ran.stderr
-    assert "did you mean 'euclidean'?" in ran.stderr
+    code = """
+import numpy
+from reidkit.errors import ReidkitError
+from reidkit.metrics.distance import compare, given
+from reidkit.metrics.junk import Labels
+
+one = numpy.ones((1, 1))
+for call in (
+    lambda: compare(one, one, "euclidian"),
+    lambda: compare([[1.0]], one),
+    lambda: given([[1.0]]),
+    lambda: Labels([1], numpy.array([1])),
+):
+    try:
+        call()
+    except ReidkitError as error:
+        print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for message in (
+        "Unknown metric 'euclidian'",
+        "did you mean 'euclidean'?",
+        "The query embeddings are no table of floating-point numbers\n  got: list, no array",
+        "The distances are no table of floating-point numbers\n  got: list, no array",
+        "The identities are no array\n  got: list",
+    ):
+        assert message in ran.stdout
 
 
 def test_more_than_two_to_the_31_pairs_are_refused_before_anything_is_allocated():

@@ -61,6 +61,13 @@ def test_several_exclusions_leave_out_each_row_once():
     assert excluded_rows([], 0).tolist() == []
 
 
+@pytest.mark.parametrize("rows", [[3, 0], [0, 0], [-1], [0, 9], [1, 3, 2]])
+def test_an_exclusion_that_gives_no_ascending_rows(rows):
+    message = rf"no ascending gallery rows for query row 2\n  got: \[ ?{rows[0]}[^$]*rows from 0 to 3, ascending"
+    with pytest.raises(InputError, match=message):
+        excluded_rows([Exclusion((5, 4), lambda _: np.array(rows))], 2)
+
+
 def test_rows_by_identity():
     found = rows_by_identity(labels((5, 0), (DISTRACTOR, 0), (5, 1), (2, 0)))
     assert {pid: rows.tolist() for pid, rows in found.items()} == {DISTRACTOR: [1], 2: [3], 5: [0, 2]}
@@ -71,6 +78,20 @@ def test_an_exclusion_of_another_size():
     with pytest.raises(InputError, match=r"exclusion does not fit[\s\S]*\(1, 2\) \(queries, gallery\)[\s\S]*\(1, 3\)"):
         check_exclusions([same_file("a", "abc"), same_file("a", "ab")], (1, 3))
     check_exclusions([Exclusion((1, 3), lambda _: np.array([0]))], (1, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16, np.uint64, ">i4"])
+def test_labels_of_any_type_are_held_in_one(dtype):
+    crops = Labels(np.array([7, 100], dtype=dtype), np.array([3, 4], dtype=dtype))
+    assert (crops.pids.dtype, crops.camids.dtype) == (np.int64, np.int64)
+    assert (crops.pids.tolist(), crops.camids.tolist()) == ([7, 100], [3, 4])
+
+
+def test_labels_too_large():
+    with pytest.raises(
+        InputError, match=r"cameras are too large for 64 bits\n  got: 9223372036854775808[^$]*below 2\^63"
+    ):
+        Labels(np.array([1, 2]), np.array([1, 1 << 63], dtype=np.uint64))
 
 
 def test_labels_differ_in_number():

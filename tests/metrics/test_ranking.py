@@ -1,5 +1,6 @@
 """Against a plain float64 loop over sorted rows, values by hand, torchreid's definition, and torchmetrics."""
 
+import tracemalloc
 from typing import NamedTuple
 
 import numpy as np
@@ -118,12 +119,18 @@ def test_equals_the_plain_loop(case):
     assert [ranking.cmc(rank) for rank in (1, 5, 39)] == pytest.approx([curve[0], curve[4], curve[38]])
 
 
+def least_memory(distances):
+    """Of one query at a time: 24 bytes to note each of them, and 64 to look at each gallery crop."""
+    queries, gallery = distances.shape
+    return distances.bytes_fixed + distances.bytes_per_query + 24 * queries + 64 * gallery
+
+
 @settings(max_examples=100, deadline=None)
 @given(cases(), st.integers(1, 7), st.integers(0, 15))
 def test_the_limit_of_memory_changes_nothing(case, rows, spare):
     distances = compare(case.query, case.gallery, case.metric)
     done = []
-    memory = distances.bytes_fixed + rows * distances.bytes_per_query + spare
+    memory = least_memory(distances) + (rows - 1) * distances.bytes_per_query + spare
     blocked = case.rank(memory=memory, progress=lambda *at: done.append(at))
     first, precision, _ = loop(case)
     np.testing.assert_array_equal(blocked.first_match, first)
@@ -142,6 +149,26 @@ def test_gallery_order_changes_nothing(case, random):
     np.testing.assert_array_equal(one.first_match, other.first_match)
     np.testing.assert_array_equal(one.average_precision, other.average_precision)
     np.testing.assert_array_equal(one.inverse_negative_penalty, other.inverse_negative_penalty)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_of_real_valued_embeddings_too_up_to_a_last_bit(metric):
+    random = np.random.default_rng(0)
+    pids = random.integers(0, 30, 60), random.integers(-1, 30, 1501)
+    centers = random.normal(size=(31, 67))
+    query, gallery = ((0.3 * centers[rows] + random.normal(size=(len(rows), 67))).astype(np.float32) for rows in pids)
+    gallery[100:120] = gallery[200:220]
+    labels, gallery_labels = (Labels(rows, np.full(len(rows), camera)) for camera, rows in enumerate(pids))
+    case = Case(query, gallery, labels, gallery_labels, metric, True, np.zeros((60, 1501), dtype=bool))
+    whole = case.rank()
+    first, precision, _ = loop(case)
+    assert 0.05 < whole.mean_ap < 0.95
+    np.testing.assert_array_equal(whole.first_match, first)
+    least = least_memory(compare(query, gallery, metric))
+    one_by_one, shuffled = case.rank(memory=least), case.shuffled(random.permutation(1501)).rank()
+    for other in (one_by_one, shuffled):
+        assert other.mean_ap == pytest.approx(np.mean(precision), abs=1e-6)
+        assert other.mean_inp == pytest.approx(whole.mean_inp, abs=1e-6)
 
 
 TRANSFORMS = {
@@ -235,6 +262,14 @@ def test_by_hand():
     assert ranking.mean_inp == pytest.approx(3 / 5)
 
 
+def test_average_precision_is_the_mean_of_precisions_not_market1501s_trapezoids():
+    ranking = rank_gallery(places(4), ONE, Labels(np.array([6, 5, DISTRACTOR, 5]), np.ones(4, dtype=int)))
+    assert ranking.mean_ap == (1 / 2 + 2 / 4) / 2
+    # Its MATLAB code: the mean of the precision at each match and just before it.
+    trapezoids = ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2
+    assert trapezoids == pytest.approx(1 / 3)
+
+
 def test_an_excluded_pair_is_neither_right_nor_wrong():
     # The query's own file under a wrong identity and under its own, then a match.
     gallery_labels = Labels(np.array([6, 5, 5]), np.array([1, 1, 1]))
@@ -267,6 +302,8 @@ def test_a_model_that_maps_everybody_to_one_point_ranks_every_match_last(metric)
 
 def test_every_scorer_sees_every_query_once_and_in_order():
     class Notes:
+        bytes_needed = 1000
+
         def __init__(self):
             self.seen = []
 
@@ -276,21 +313,57 @@ def test_every_scorer_sees_every_query_once_and_in_order():
     matrix = np.arange(6, dtype=np.float32).reshape(3, 2)
     labels = Labels(np.array([0, 1, 2]), np.array([0, 0, 0]))
     scorers = [Notes(), Notes()]
-    walk(given_distances(matrix), Relevances(labels, Labels(np.array([1, 0]), np.array([1, 0]))), scorers, memory=8)
+    relevances = Relevances(labels, Labels(np.array([1, 0]), np.array([1, 0])))
+    memory = 2 * 1000 + 2 * 64 + 2 * 4
+    walk(given_distances(matrix), relevances, scorers, memory=memory)
     expected = [(0, [0, 1], [], [1]), (1, [2, 3], [0], []), (2, [4, 5], [], [])]
     assert scorers[0].seen == scorers[1].seen == expected
+    with pytest.raises(InputError, match=rf"got: {memory - 1} bytes\n  expected: {memory} bytes at least"):
+        walk(given_distances(matrix), relevances, scorers, memory=memory - 1)
+
+
+class AllAlike:
+    """Queries that are all as far from the gallery."""
+
+    bytes_per_query = bytes_fixed = 0
+
+    def __init__(self, queries, row):
+        self.shape = queries, len(row)
+        self._row = row
+
+    def block(self, rows, out=None):
+        return np.broadcast_to(self._row, (rows.stop - rows.start, len(self._row)))
 
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_pairs():
-    queries, crops = 2_100, 1_050_000
+    queries, crops, people = 2_100, 1_050_000, 50
     distance = np.random.default_rng(0).permutation(crops) + 1
-    # The crop at distance 1 shows whom query 0 shows, and so on; who stands farther than any match is a distractor.
-    gallery_labels = Labels(np.where(distance <= queries, distance - 1, DISTRACTOR), np.ones(crops, dtype=int))
-    distances = compare(np.zeros((queries, 1), np.float32), distance[:, None].astype(np.float32), "euclidean")
+    # The crop at distance 1 shows identity 0, and so on; who stands farther than any match is a distractor.
+    gallery_labels = Labels(np.where(distance <= people, distance - 1, DISTRACTOR), np.ones(crops, dtype=int))
+    pids = np.arange(queries) % people
+    distances = AllAlike(queries, distance.astype(np.float32))
     assert distances.shape[0] * distances.shape[1] > 1 << 31
-    ranking = rank_gallery(distances, Labels(np.arange(queries), np.zeros(queries, dtype=int)), gallery_labels)
-    np.testing.assert_array_equal(ranking.first_match, np.arange(1, queries + 1))
+    ranking = rank_gallery(distances, Labels(pids, np.zeros(queries, dtype=int)), gallery_labels)
+    np.testing.assert_array_equal(ranking.first_match, pids + 1)
+
+
+@pytest.mark.parametrize("people", [1, 1000])
+def test_memory_stays_within_the_limit(people):
+    random = np.random.default_rng(0)
+    query, gallery = random.normal(size=(60, 8)).astype(np.float32), random.normal(size=(10_000, 8)).astype(np.float32)
+    labels = [
+        Labels(random.integers(0, people, len(rows)), random.integers(0, 3, len(rows))) for rows in (query, gallery)
+    ]
+    distances = compare(query, gallery)
+    limit = least_memory(distances) + 4 * distances.bytes_per_query
+    rank_gallery(distances, *labels)  # imports and caches
+    tracemalloc.start()
+    rank_gallery(distances, *labels, memory=limit)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Of the labels' rows: 8 bytes for each gallery crop and 250 for each identity; and what is small.
+    assert peak < limit + 8 * 10_000 + 250 * people + 50_000
 
 
 NONE = Labels(np.array([], dtype=int), np.array([], dtype=int))
@@ -316,8 +389,8 @@ def test_bad_input(queries, gallery, labels, gallery_labels, message):
 
 
 def test_a_limit_below_one_query():
-    with pytest.raises(InputError, match="too small to compare one query with a gallery of 3 crops\n  got: 8 bytes"):
-        rank_gallery(places(3), ONE, Labels(np.array([5, 6, 7]), np.array([1, 1, 1])), memory=8)
+    with pytest.raises(InputError, match="too small to compare one query with a gallery of 3 crops\n  got: 235 bytes"):
+        rank_gallery(places(3), ONE, Labels(np.array([5, 6, 7]), np.array([1, 1, 1])), memory=235)
 
 
 def test_exclusions_of_another_size():

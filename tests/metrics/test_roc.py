@@ -28,11 +28,14 @@ def plain_tpr(matches, wrong, allowed):
     return sum(allowed == len(wrong) or match < wrong[allowed] for match in matches) / len(matches)
 
 
+ONE = Labels(np.array([0]), np.array([0]))
+
+
 def one_query(matches, wrong, **options):
     """The curve of one query with matches and wrong crops at these distances."""
     labels = Labels(np.array([0] * len(matches) + [1] * len(wrong)), np.ones(len(matches) + len(wrong), dtype=int))
     matrix = np.array([[*matches, *wrong]], dtype=np.float32)
-    return score(RocScorer(matrix.shape, **options), matrix, Labels(np.array([0]), np.array([0])), labels).roc()
+    return score(RocScorer(ONE, labels, **options), matrix, ONE, labels).roc()
 
 
 def random_case(seed=0, queries=60, gallery=90, distances=400):
@@ -47,7 +50,7 @@ def random_case(seed=0, queries=60, gallery=90, distances=400):
 def test_equals_the_definition_at_every_count(case):
     matrix, query, gallery, excluded = case
     matches, wrong = pairs(matrix, query, gallery, excluded)
-    scorer = score(RocScorer(matrix.shape), matrix, query, gallery, excluded=excluded)
+    scorer = score(RocScorer(query, gallery), matrix, query, gallery, excluded=excluded)
     if not matches:
         with pytest.raises(InputError, match="No query has a match"):
             scorer.roc()
@@ -78,7 +81,7 @@ def test_a_model_that_maps_everybody_to_one_point_accepts_nobody():
 
 def test_distractors_and_queries_without_a_match_make_wrong_pairs_and_junk_makes_none():
     query, gallery = Labels(np.array([0, 7]), np.array([0, 0])), Labels(np.array([0, 0, -1, 3]), np.array([0, 1, 0, 0]))
-    roc = score(RocScorer((2, 4)), np.arange(8, dtype=np.float32).reshape(2, 4), query, gallery).roc()
+    roc = score(RocScorer(query, gallery), np.arange(8, dtype=np.float32).reshape(2, 4), query, gallery).roc()
     assert (roc.matches, roc.wrong) == (1, 2 + 4)
 
 
@@ -88,7 +91,7 @@ def test_only_the_order_matters(case):
     matrix, query, gallery, excluded = case
     if pairs(matrix, query, gallery, excluded)[0]:
         one, other = (
-            score(RocScorer(matrix.shape), values, query, gallery, excluded=excluded).roc()
+            score(RocScorer(query, gallery), values, query, gallery, excluded=excluded).roc()
             for values in (matrix, np.exp(matrix) - 7)
         )
         np.testing.assert_array_equal(one.prices, other.prices)
@@ -114,7 +117,7 @@ def test_keeping_the_nearest_changes_nothing_up_to_the_limit(monkeypatch, kept, 
     monkeypatch.setattr("reidkit.metrics.roc._KEPT", kept)
     matrix, query, gallery = random_case(distances=distances)
     matches, wrong = pairs(matrix, query, gallery)
-    roc = score(RocScorer(matrix.shape, max_fpr=0.02), matrix, query, gallery).roc()
+    roc = score(RocScorer(query, gallery, max_fpr=0.02), matrix, query, gallery).roc()
     assert roc.most_accepted == max(kept - 1, int(0.02 * matrix.size))
     assert (roc.matches, roc.wrong) == (len(matches), len(wrong))
     for allowed in range(roc.most_accepted + 1):
@@ -127,35 +130,47 @@ def test_keeping_the_nearest_changes_nothing_up_to_the_limit(monkeypatch, kept, 
 def test_nothing_depends_on_blocks_or_on_the_order_of_queries_and_gallery(monkeypatch):
     monkeypatch.setattr("reidkit.metrics.roc._KEPT", 50)
     matrix, query, gallery = random_case(seed=1)
-    whole = score(RocScorer(matrix.shape), matrix, query, gallery).roc()
-    blocked = score(RocScorer(matrix.shape), matrix, query, gallery, memory=matrix[:3].nbytes).roc()
+    whole = score(RocScorer(query, gallery), matrix, query, gallery).roc()
+    blocked = score(RocScorer(query, gallery), matrix, query, gallery, rows=3).roc()
     rows, columns = (np.random.default_rng(2).permutation(n) for n in matrix.shape)
-    shuffled = score(
-        RocScorer(matrix.shape),
-        matrix[rows][:, columns],
-        Labels(query.pids[rows], query.camids[rows]),
-        Labels(gallery.pids[columns], gallery.camids[columns]),
-    ).roc()
+    labels = Labels(query.pids[rows], query.camids[rows]), Labels(gallery.pids[columns], gallery.camids[columns])
+    shuffled = score(RocScorer(*labels), matrix[rows][:, columns], *labels).roc()
     for other in (blocked, shuffled):
         for name in ("matches", "wrong", "most_accepted"):
             assert getattr(other, name) == getattr(whole, name)
         np.testing.assert_array_equal(other.curve(), whole.curve())
 
 
-def test_memory_goes_with_what_is_kept_not_with_the_pairs(monkeypatch):
+@pytest.mark.parametrize("pids", [1, 20])
+def test_memory_stays_within_what_was_said(monkeypatch, pids):
     monkeypatch.setattr("reidkit.metrics.roc._KEPT", 1000)
-    row = np.random.default_rng(0).random(20_000, dtype=np.float32)
-    query, gallery = (Labels(np.array([pid] * n), np.ones(n, dtype=int)) for pid, n in ((0, 100), (1, 20_000)))
+    rng = np.random.default_rng(0)
+    row = rng.random(20_000, dtype=np.float32)
+    query, gallery = (Labels(rng.integers(0, pids, n), np.full(n, camera)) for camera, n in enumerate((100, 20_000)))
+    score(RocScorer(query, gallery), np.broadcast_to(row, (100, 20_000)), query, gallery)  # imports and caches
     tracemalloc.start()
-    score(RocScorer((100, 20_000), max_fpr=1e-3), np.broadcast_to(row, (100, 20_000)), query, gallery, memory=160_000)
+    scorer = RocScorer(query, gallery, max_fpr=1e-3)
+    limit = scorer.bytes_needed + (64 + 2 * 4) * 20_000
+    score(scorer, np.broadcast_to(row, (100, 20_000)), query, gallery, rows=2).roc()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 << 20  # all pairs would take 8 MB
+    matches = 100 * 20_000 // pids
+    assert peak < limit + 8 * 20_000 + 50_000  # of the labels' rows, and of what is small
+    assert limit < 16 * matches + 3_000_000  # all pairs would take 8 MB, and as many to sort them
+
+
+def test_the_rate_that_asks_for_too_much_memory_is_named():
+    query, gallery = (Labels(np.zeros(n, dtype=int), np.full(n, n)) for n in (200, 10_000))
+    need = 4 * 2_000_000 + 12 * 2_000_000  # every pair, and every pair is of one identity
+    message = rf"false positive rate of 0\.5 does not fit [^$]*got: {need - 1} bytes\n  expected: {need} bytes at least"
+    with pytest.raises(InputError, match=message):
+        RocScorer(query, gallery, max_fpr=0.5, memory=need - 1)
+    assert RocScorer(query, gallery, max_fpr=0.5, memory=need).bytes_needed == need
 
 
 def test_the_curve_is_made_for_a_logarithmic_axis():
     matrix, query, gallery = random_case(seed=3, queries=100, gallery=1000, distances=5000)
-    rates, found = score(RocScorer(matrix.shape), matrix, query, gallery).roc().curve()
+    rates, found = score(RocScorer(query, gallery), matrix, query, gallery).roc().curve()
     assert (rates[0], rates[-1], found[-1]) == (0, 1, 1)
     assert (np.diff(rates) > 0).all()
     assert (np.diff(found) >= 0).all()
@@ -169,7 +184,8 @@ def test_more_pairs_than_fit_in_32_bits():
     roc = Roc(1, 3_000_000_000, np.array([2_500_000_000]), 3_000_000_000)
     assert (roc.tpr(0.8333), roc.tpr(0.8334)) == (0, 1)
     assert roc.curve()[0][-1] == 1
-    scorer = RocScorer((100_000, 100_000), max_fpr=1e-6)
+    many = Labels(np.arange(100_000), np.zeros(100_000, dtype=int))
+    scorer = RocScorer(many, many, max_fpr=1e-6)
     row, found = np.ones(3, dtype=np.float32), np.arange(1)
     scorer.add(0, row, Relevance(found, np.empty(0, dtype=np.int64)))
     assert scorer.roc().wrong == 2
@@ -191,4 +207,4 @@ def test_a_rate_that_is_none(rate):
     with pytest.raises(InputError, match=rf"share of all wrong pairs\n  got: {rate}\n  expected: 0 to 1"):
         one_query(matches=[1], wrong=[2]).tpr(rate)
     with pytest.raises(InputError, match=rf"share of all wrong pairs\n  got: {rate}\n  expected: 0 to 1"):
-        RocScorer((1, 1), max_fpr=rate)
+        RocScorer(ONE, ONE, max_fpr=rate)

@@ -7,6 +7,7 @@ import pytest
 from reidkit.errors import InputError, OutputError
 from reidkit.evaluate import compare_reports
 from reidkit.index import Neighbors
+from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.report.comparison_page import write_comparison_page
 from reidkit.report.results import SearchResults, pictures
 
@@ -22,8 +23,8 @@ def both(report, picture, tmp_path):
         picture(f"q{i}.png", (40 * i, 10, 10))
         picture(f"g{i}.png", (10, 40 * i, 10))
 
-    def made(a=A, b=B, names=None):
-        reports = [report(places, root=tmp_path, names=names) for places in (a, b)]
+    def made(a=A, b=B, names=None, **how):
+        reports = [report(places, root=tmp_path, names=names, **how) for places in (a, b)]
         found = []
         for places, one in zip((a, b), reports, strict=True):
             distances = np.abs(np.array(places, dtype=np.float32)[:, None] - np.arange(6, dtype=np.float32))
@@ -68,6 +69,20 @@ def test_verdict_and_measures(both, write):
     assert "measure old new difference 95 % interval p" in words(page)
     assert "lost, gained, the same 2, 1, 3" in words(page)
     assert "old against new" in words(page)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "said"),
+    [
+        ("market1501", ()),
+        ("cuhk03-single-shot", ("The pictures and AP are of the whole gallery, rank-k of galleries that are drawn",)),
+        ("vehicleid", ("The pictures are of the whole gallery; AP and all measures are of galleries that are drawn",)),
+    ],
+)
+def test_what_the_pictures_are_of_is_said_where_galleries_are_drawn(both, write, protocol, said):
+    _, page = write(*both(protocol=PROTOCOLS[protocol]))
+    assert ("of the whole gallery" in words(page)) == bool(said)
+    assert all(sentence in words(page) for sentence in said)
 
 
 def test_lost_queries_come_first_then_gained_ones(both, write):

@@ -25,7 +25,8 @@ def test_a_row_for_each_report_in_fractions_of_one(table, report):
     assert list(first) == [
         *("model", "dataset", "protocol", "draws", "metric", "runtime", "precision", "device", "tta", "refinement"),
         *("rank1", "rank5", "rank10", "mAP", "mAP_low", "mAP_high", "mINP", "tpr@1e-4", "tpr@1e-3", "tpr@1e-2"),
-        *("queries", "valid", "unmatched", "lost", "gallery", "distractors", "junk"),
+        *("queries", "valid", "valid_per_draw", "unmatched", "lost", "never_asked"),
+        *("gallery", "gallery_per_draw", "distractors", "junk"),
         *("unreadable_query", "unreadable_gallery"),
     ]
     assert (float(first["rank1"]), float(first["mAP"])) == (pytest.approx(5 / 6), pytest.approx(5.5 / 6))

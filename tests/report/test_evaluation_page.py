@@ -33,7 +33,7 @@ def drawn():
 
 @pytest.fixture
 def write(tmp_path, read_page):
-    def written(reports, title="Evaluation"):
+    def written(reports, title=None):
         out = tmp_path / "page.html"
         write_evaluation_page(out, reports, title=title)
         text = out.read_text(encoding="utf-8")
@@ -50,13 +50,13 @@ def four(report):
 
 
 def blocks(reports, kind, section=None):
-    document = evaluation(reports, title="t")
+    document = evaluation(reports)
     found = [block for part in document.sections if section in (None, part.title) for block in part.blocks]
     return [block for block in found if isinstance(block, kind)]
 
 
 def headings(reports):
-    return [section.title for section in evaluation(reports, title="t").sections]
+    return [section.title for section in evaluation(reports).sections]
 
 
 def test_one_report(report, write, drawn):
@@ -161,7 +161,15 @@ def test_many_camera_tables_are_folded_away(four, report):
 
 
 def test_what_was_left_out_is_said(report, write):
-    measured = replace(report(), queries=9, lost=1, unreadable=Unreadable(2, 3), junk=1234, distractors=7)
+    measured = replace(
+        report(),
+        queries=9,
+        unmatched_names=("c1/a.png", "c2/a.png"),
+        lost_names=("c1/b.png",),
+        unreadable=Unreadable(2, 3),
+        junk=1234,
+        distractors=7,
+    )
     (table,) = blocks([measured], Table, "What was measured")
     assert dict(zip(table.columns, table.rows[0], strict=True)) == {
         "report": "osnet",
@@ -177,18 +185,67 @@ def test_what_was_left_out_is_said(report, write):
     }
     (warning,) = blocks([measured], Points, "What was measured")
     assert "osnet: 2 query and 3 gallery pictures could not be decoded" in warning.lines[0]
+    assert blocks([measured], Code) == [
+        Code("c1/a.png\nc2/a.png", "market1501 Market, market1501: queries without a match (2)"),
+        Code("c1/b.png", "market1501 Market, market1501: queries lost (1)"),
+    ]
     assert not blocks([report()], Points, "What was measured")
     assert "figures of an easier data set" in write([measured])[1].text
 
 
 def test_queries_without_a_match_are_named_once(report, write):
-    whole = report(names=lambda side, i: f"{side}<{i}>.png")
-    blind = replace(whole.rankings[0], first_match=np.where(np.arange(6) < 2, 0, whole.rankings[0].first_match))
-    measured = replace(whole, rankings=(blind,))
+    measured = replace(report(), unmatched_names=("q<0>.png", "q<1>.png"))
     both = [measured, replace(measured, embedded=EmbeddedBy("other"))]
     (names,) = blocks(both, Code)
-    assert names == Code("q<0>.png\nq<1>.png", "market1501 Market, market1501: the 2 queries without a match")
+    assert names == Code("q<0>.png\nq<1>.png", "market1501 Market, market1501: queries without a match (2)")
     assert "q&lt;0&gt;.png\nq&lt;1&gt;.png" in write(both)[0]
+
+
+def test_counts_of_draws_are_shown_where_something_is_drawn(report):
+    (plain,) = blocks([report()], Table, "What was measured")
+    assert "draws" not in plain.columns
+    drawn = replace(report(protocol=PROTOCOLS["vehicleid"]), queries=8, gallery_per_draw=3)
+    (table,) = blocks([report(), drawn], Table, "What was measured")
+    counts = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    names = ("never asked", "draws", "valid a draw", "gallery a draw")
+    assert [[count[name] for name in names] for count in counts] == [["0", "1", "6", "6"], ["2", "10", "6", "3"]]
+    assert ("valid queries a draw", "6") in evaluation([drawn]).headline
+
+
+@pytest.mark.parametrize(
+    ("chosen", "title"),
+    [
+        ([0], "osnet on market1501 Market"),
+        ([0, 0], "osnet on market1501 Market"),
+        ([0, 1], "2 models on market1501 Market"),
+        ([0, 2], "osnet on 2 data sets"),
+        ([0, 1, 2, 3], "2 models on 2 data sets"),
+    ],
+)
+def test_a_page_without_a_title_is_named_by_models_and_data(four, chosen, title):
+    reports = [four[i] for i in chosen]
+    assert evaluation(reports).title == title
+    assert evaluation(reports, title="mine").title == "mine"
+
+
+def test_long_names_do_not_push_figures_off_the_page(report, write):
+    name = 30 * "epoch"
+    text, page = write([report(by=EmbeddedBy(name)), report(data=name)])
+    # Whatever is no number stands in a box that is cut to a width.
+    assert not re.search(rf"<t[dh][^>]*>[^<]*{name}", text)
+    assert len(page.with_class("wrapped")) > text.count(f"{name}</div>") >= 2
+    assert re.search(r"\.wrapped \{ width: max-content; max-width: [^;]*; overflow-wrap: anywhere;", text)
+
+
+def test_on_paper_everything_is_shown(four, write):
+    style, _, paper = write([*four, four[0]])[0].rpartition("@media print")
+    assert "details::details-content { content-visibility: visible;" in paper
+    assert "table-layout: fixed; width: 100%" in paper
+    assert "size: landscape" in style
+
+
+def test_the_name_of_the_page_says_what_it_is_of(report, write):
+    assert "<title>osnet on market1501 Market: Evaluation</title>" in write([report()])[0]
 
 
 @pytest.mark.parametrize(
@@ -226,11 +283,11 @@ def test_the_same_reports_give_the_same_bytes(four, write, drawn):
 
 def test_nothing_to_show(tmp_path, report):
     with pytest.raises(InputError, match="There are no reports to show"):
-        write_evaluation_page(tmp_path / "page.html", [], title="t")
+        write_evaluation_page(tmp_path / "page.html", [])
     assert not list(tmp_path.iterdir())
     (tmp_path / "page.html").mkdir()
     with pytest.raises(OutputError, match=r"Cannot write .*page\.html"):
-        write_evaluation_page(tmp_path / "page.html", [report()], title="t")
+        write_evaluation_page(tmp_path / "page.html", [report()])
 
 
 def test_the_document_is_markdown_too(four):

@@ -1,7 +1,6 @@
 """`reid bench`: how fast a model is, here."""
 
 import csv
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle, record_latency
 from reidkit.cli import console, options
+from reidkit.cli.outputs import require_libraries
 from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES
 from reidkit.deploy.bench import bench as measure
@@ -43,7 +43,8 @@ def bench(
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
     sources = picture_files(images) if images is not None else []
-    draw = _plotter() if plot is not None else None
+    if plot is not None:
+        require_libraries("matplotlib")
     rows: list[Latency] = []
     for name in names:
         try:
@@ -64,16 +65,11 @@ def bench(
         record_latency(opened, rows)
     if csv_file is not None:
         _write_csv(csv_file, rows)
-    if plot is not None and draw is not None:
-        draw(plot, rows)
+    if plot is not None:
+        from reidkit.report.latency_plot import write_latency_plot
+
+        write_latency_plot(plot, rows)
     return rows
-
-
-def _plotter() -> Callable[[Path, list[Latency]], None]:
-    """Imports what draws the plot: matplotlib is found missing before the timing, not after it."""
-    from reidkit.report.latency_plot import write_latency_plot
-
-    return write_latency_plot
 
 
 def _print(rows: list[Latency]) -> None:

@@ -1,22 +1,20 @@
 """`reid compare`: whether two models, or two engines, differ beyond chance, and on which queries."""
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
-from reidkit.cli.measuring import Settings, embed, rank_with_bar
+from reidkit.cli.measuring import Settings, check_engines, check_ranking, measure, model_names
+from reidkit.cli.outputs import check_outputs, require_libraries, write_each, write_json
 from reidkit.data import load_split
 from reidkit.errors import ConfigError
 from reidkit.evaluate import Comparison, EmbeddedBy, Report, compare_reports
-from reidkit.index import NearestScorer, Neighbors
-from reidkit.report.results import Picture, SearchResults, pictures, scores
+from reidkit.index import NearestScorer
+from reidkit.report.results import Picture, SearchResults, pictures
 from reidkit.runtime import ENGINES, RuntimeName
 from reidkit.types import Crop, Split
 
@@ -32,6 +30,13 @@ def compare(
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",
+    dba: options.Dba = 0,
+    query_expansion: options.QueryExpansion = 0,
+    alpha: options.Alpha = 0.0,
+    rerank: options.Rerank = False,
+    k1: options.K1 = None,
+    k2: options.K2 = None,
+    weight: options.Weight = None,
     memory: options.Memory = "1GiB",
     cached: options.Cached = True,
     batch: options.BatchSize = 32,
@@ -54,39 +59,36 @@ def compare(
         cached=cached,
         protocol=protocol,
         metric=metric,
+        refinement=options.refinement(
+            dba=dba, query_expansion=query_expansion, alpha=alpha, rerank=rerank, k1=k1, k2=k2, weight=weight
+        ),
         memory=options.parse_memory(memory),
     )
     engines = _engines(runtime)
-    write_page = _page_writer() if html is not None else None
-    with ExitStack() as stack:
-        page, values = (None if path is None else stack.enter_context(output_file(path)) for path in (html, json_file))
-        bundles = [open_bundle(path) for path in (a, b)]
-        split = load_split(data, data_format, variant=variant)
-        sides: list[tuple[Report, SearchResults]] = []
-        for bundle, engine in zip(bundles, engines, strict=True):
-            query, gallery, by = embed(bundle, split, engine, settings)
-            found = NearestScorer((len(query.crops), len(gallery.crops)), top)
-            report = rank_with_bar(query, gallery, split, by, settings, scorers=[found])
-            sides.append((report, _results(report, found.neighbors(), split)))
-        (before, found_before), (after, found_after) = sides
-        comparison = compare_reports(before, after)
-        names = _names(before.embedded, after.embedded)
-        if values is not None:
-            values.write_text(json.dumps(_as_dict(comparison, names), indent=2) + "\n", encoding="utf-8")
-        if page is not None and write_page is not None:
-            with console.progress_bar("drawing page") as progress:
-                write_page(
-                    page, comparison, (found_before, found_after), names=names, limit=max_queries, progress=progress
-                )
-    _print(comparison, names)
+    if html is not None:
+        require_libraries("jinja2")
+    check_outputs({"--html": html, "--json": json_file})
+    bundles = [open_bundle(path) for path in (a, b)]
+    split = load_split(data, data_format, variant=variant)
+    check_ranking(split, settings)
+    check_engines(zip(bundles, engines, strict=True))
+    sides: list[tuple[Report, SearchResults]] = []
+    for bundle, engine, model in zip(bundles, engines, model_names(bundles), strict=True):
+        found = NearestScorer((len(split.query), len(split.gallery)), top)
+        report = measure(bundle, split, engine, settings, model=model, scorers=[found])
+        sides.append((report, _results(split, found)))
+    (before, found_before), (after, found_after) = sides
+    comparison = compare_reports(before, after)
+    names = _names(before.embedded, after.embedded)
+    _print(comparison, names, settings)
+    writers: list[Callable[[], object]] = []
+    if json_file is not None:
+        writers.append(lambda: write_json(json_file, comparison.as_dict(*names)))
+    if html is not None:
+        results = (found_before, found_after)
+        writers.append(lambda: _write_page(html, comparison, results, names, settings, max_queries))
+    write_each(writers)
     return comparison
-
-
-def _page_writer() -> Callable[..., None]:
-    """Imports what makes the page: jinja2 is found missing before the embedding, not after it."""
-    from reidkit.report.comparison_page import write_comparison_page
-
-    return write_comparison_page
 
 
 def _engines(runtime: list[str] | None) -> tuple[RuntimeName, RuntimeName]:
@@ -99,46 +101,37 @@ def _engines(runtime: list[str] | None) -> tuple[RuntimeName, RuntimeName]:
 
 
 def _names(a: EmbeddedBy, b: EmbeddedBy) -> tuple[str, str]:
-    """What to call both sides: by model, by engine, or by both, whichever tells them apart."""
-    if a.model != b.model:
-        return (a.model, b.model) if a.runtime == b.runtime else (f"{a.model}, {a.runtime}", f"{b.model}, {b.runtime}")
+    """What to call both sides: by model, by model and engine, or as A and B where they are the same."""
+    one, other = a.model, b.model
     if a.runtime != b.runtime:
-        return f"{a.model}, {a.runtime}", f"{b.model}, {b.runtime}"
-    return f"{a.model} (A)", f"{b.model} (B)"
+        one, other = f"{one}, {a.runtime}", f"{other}, {b.runtime}"
+    return (one, other) if one != other else (f"{one} (A)", f"{other} (B)")
 
 
-def _results(report: Report, found: Neighbors, split: Split) -> SearchResults:
+def _results(split: Split, found: NearestScorer) -> SearchResults:
     def named(crops: Sequence[Crop]) -> list[Picture]:
         return pictures(crops, pid_names=split.pid_names, camera_names=split.camera_names)
 
-    return SearchResults(named(split.query), named(split.gallery), found, scores(report.rankings[0]))
+    return SearchResults(named(split.query), named(split.gallery), found.neighbors())
 
 
-def _as_dict(comparison: Comparison, names: tuple[str, str]) -> dict[str, object]:
-    return {
-        "a": comparison.a.as_dict(),
-        "b": comparison.b.as_dict(),
-        "verdict": comparison.in_words(*names),
-        "differ": comparison.differ,
-        "measures": [
-            {
-                "measure": change.measure,
-                "a": change.a,
-                "b": change.b,
-                "difference": change.paired.difference,
-                "interval": list(change.paired.interval),
-                "p": change.paired.p_value,
-            }
-            for change in comparison.measures
-        ],
-        "queries": [
-            {"query": comparison.a.crops[change.row].path.name, "a": change.a, "b": change.b}
-            for change in comparison.queries
-        ],
-    }
+def _write_page(
+    path: Path,
+    comparison: Comparison,
+    results: tuple[SearchResults, SearchResults],
+    names: tuple[str, str],
+    settings: Settings,
+    limit: int,
+) -> None:
+    from reidkit.report.comparison_page import write_comparison_page  # needs jinja2
+
+    with console.progress_bar("drawing page") as progress:
+        write_comparison_page(
+            path, comparison, results, names=names, facts=settings.unusual(), limit=limit, progress=progress
+        )
 
 
-def _print(comparison: Comparison, names: tuple[str, str]) -> None:
+def _print(comparison: Comparison, names: tuple[str, str], settings: Settings) -> None:
     table = console.table(comparison.a.dataset, "", *names, "difference", "95 %", "p", numbers=5)
     for change in comparison.measures:
         low, high = change.paired.interval
@@ -151,3 +144,5 @@ def _print(comparison: Comparison, names: tuple[str, str]) -> None:
         )
     console.out.print(table)
     console.say(comparison.in_words(*names))
+    for name, value in settings.unusual().items():
+        console.say(f"Both with {name} {value}.")

@@ -65,6 +65,7 @@ def _pictures(
     images: Path | None, data: Path | None, subset: list[str] | None, data_format: str | None, variant: str | None
 ) -> Pictures:
     if images is not None and data is None:
+        options.refuse_idle({"--subset": subset, "--format": data_format, "--variant": variant}, "without --data")
         return read_pictures(images)
     if data is None or images is not None:
         raise ConfigError("Say what to embed", expected="either --images or --data")

@@ -1,27 +1,38 @@
 """`reid evaluate`: how well models find people again."""
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
-from reidkit.atomic import output_file
-from reidkit.bundle import Bundle, open_bundle, record_accuracy
+from reidkit.bundle import MANIFEST, Bundle, open_bundle, record_accuracy
 from reidkit.cli import console, options
-from reidkit.cli.measuring import Settings, embed, rank_with_bar
-from reidkit.data import load_split
+from reidkit.cli.measuring import (
+    Settings,
+    check_engines,
+    check_ranking,
+    dataset_names,
+    load_splits,
+    measure,
+    model_names,
+    rank_embeddings,
+)
+from reidkit.cli.outputs import check_outputs, check_writable, require_libraries, write_each, write_json
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import FALSE_POSITIVE_RATES, RANKS, EmbeddedBy, Report
-from reidkit.evaluate.embeddings_file import read_embeddings
+from reidkit.evaluate.embeddings_file import read_split
 from reidkit.manifest import Accuracy
+from reidkit.metrics.roc import rate_text
 from reidkit.report.evaluation_csv import write_evaluation_csv
 from reidkit.report.results import UNKNOWN
-from reidkit.report.wording import rate_text
-from reidkit.runtime import ENGINES, RuntimeName
+from reidkit.runtime import ENGINES
 from reidkit.types import Split
+
+
+_Measured: TypeAlias = tuple[Bundle | None, Report]
+"""A report and the model that it is of; None where only its embeddings are known."""
 
 
 def evaluate(
@@ -44,9 +55,9 @@ def evaluate(
     query_expansion: options.QueryExpansion = 0,
     alpha: options.Alpha = 0.0,
     rerank: options.Rerank = False,
-    k1: options.K1 = 20,
-    k2: options.K2 = 6,
-    weight: options.Weight = 0.3,
+    k1: options.K1 = None,
+    k2: options.K2 = None,
+    weight: options.Weight = None,
     rank: Annotated[list[int] | None, typer.Option("--rank", min=1, help="Of the CMC (default: 1 5 10).")] = None,
     fpr: Annotated[
         list[float] | None, typer.Option("--fpr", help="False positive rates (default: 1e-4 1e-3 1e-2).")
@@ -82,79 +93,79 @@ def evaluate(
         ranks=tuple(dict.fromkeys(rank or RANKS)),
         rates=tuple(dict.fromkeys(fpr or FALSE_POSITIVE_RATES)),
     )
-    write_page = _page_writer() if html is not None else None
-    with ExitStack() as stack:
-        # Opened first: a place that cannot be written to costs no embedding.
-        json_out, csv_out, page_out = (
-            None if path is None else stack.enter_context(output_file(path)) for path in (json_file, csv_file, html)
-        )
-        if embeddings is not None:
-            _refuse_beside_embeddings(bundles=bundles, data=data, runtime=runtime, tta=tta != "none", record=record)
-            measured = [(None, _of_files(*embeddings, settings))]
-        else:
-            runtimes = options.each_of(ENGINES, runtime or ["onnxruntime"], what="runtime")
-            measured = _of_models(bundles, data, runtimes, data_format, variant, settings)
-        reports = [report for _, report in measured]
-        if json_out is not None:
-            json_out.write_text(json.dumps([report.as_dict() for report in reports], indent=2) + "\n", encoding="utf-8")
-        if csv_out is not None:
-            write_evaluation_csv(csv_out, reports)
-        if page_out is not None and write_page is not None:
-            write_page(page_out, reports, title="Evaluation")
-    _print(reports)
-    if record:
-        _record(measured)
-    return reports
-
-
-def _page_writer() -> Callable[..., None]:
-    """Imports what makes the page: jinja2 and matplotlib are found missing before the embedding, not after it."""
-    from reidkit.report.evaluation_page import write_evaluation_page
-
-    return write_evaluation_page
-
-
-def _refuse_beside_embeddings(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise ConfigError(
-                f"Saved embeddings need no {name}",
-                got=f"--embeddings and {name}",
-                expected="one of them",
-                fix="leave the other out; saved embeddings were made already",
-            )
-
-
-def _of_files(query: Path, gallery: Path, settings: Settings) -> Report:
-    asked, searched = read_embeddings(query, name="query"), read_embeddings(gallery, name="gallery")
-    split = Split("embeddings", query, query=asked.crops, gallery=searched.crops)
-    return rank_with_bar(asked, searched, split, EmbeddedBy(query.name), settings)
-
-
-def _of_models(
-    bundles: list[Path] | None,
-    data: list[Path] | None,
-    runtimes: list[RuntimeName],
-    data_format: str | None,
-    variant: str | None,
-    settings: Settings,
-) -> list[tuple[Bundle | None, Report]]:
-    if not bundles or not data:
+    if html is not None:
+        require_libraries("jinja2", "matplotlib")
+    check_outputs({"--json": json_file, "--csv": csv_file, "--html": html})
+    if embeddings is not None:
+        given = {"BUNDLE": bundles, "--data": data, "--runtime": runtime, "--record": record}
+        given |= {"--format": data_format, "--variant": variant}
+        options.refuse_idle(given | _of_embedding(settings), "beside --embeddings: those were made already")
+        measured: Sequence[_Measured] = [(None, _of_files(*embeddings, settings))]
+    elif bundles and data:
+        splits = load_splits(data, data_format, variant)
+        measured = _of_models(bundles, splits, runtime or ["onnxruntime"], settings, record=record)
+    else:
         raise ConfigError(
             "Say what to measure", expected="BUNDLE and --data, one or more of each; or --embeddings QUERY GALLERY"
         )
-    opened = [open_bundle(path) for path in dict.fromkeys(bundles)]
-    splits = [load_split(root, data_format, variant=variant) for root in dict.fromkeys(data)]
-    names = [bundle.manifest.name for bundle in opened]
-    measured: list[tuple[Bundle | None, Report]] = []
+    reports = [report for _, report in measured]
+    _print(reports)
+    writers: list[Callable[[], object]] = []
+    if json_file is not None:
+        writers.append(lambda: write_json(json_file, [report.as_dict() for report in reports]))
+    if csv_file is not None:
+        writers.append(lambda: write_evaluation_csv(csv_file, reports))
+    if record:
+        writers.append(lambda: record_measured(measured))
+    if html is not None:
+        writers.append(lambda: _write_page(html, reports))
+    write_each(writers)
+    return reports
+
+
+def _of_embedding(settings: Settings) -> dict[str, bool]:
+    """The options of embedding, and whether each asks for something unusual."""
+    usual = Settings()
+    return {
+        "--tta": settings.tta != usual.tta,
+        "--device": settings.device != usual.device,
+        "--batch": settings.batch != usual.batch,
+        "--threads": settings.threads != usual.threads,
+        "--skip-unreadable": settings.skip_unreadable,
+        "--no-cache": not settings.cached,
+    }
+
+
+def _of_files(query: Path, gallery: Path, settings: Settings) -> Report:
+    asked, searched, split = read_split(query, gallery)
+    check_ranking(split, settings)
+    return rank_embeddings(asked, searched, split, EmbeddedBy(query.name), settings)
+
+
+def _of_models(
+    paths: Sequence[Path], splits: Sequence[Split], runtime: Sequence[str], settings: Settings, *, record: bool
+) -> list[_Measured]:
+    """Every model on every data set with every engine, once all that can be refused early was not."""
+    runtimes = options.each_of(ENGINES, list(dict.fromkeys(runtime)), what="runtime")
+    bundles = [open_bundle(path) for path in {path.resolve(): path for path in paths}.values()]
     for split in splits:
-        for bundle in opened:
-            # Two models of one name are told apart by their places.
-            name = bundle.manifest.name if names.count(bundle.manifest.name) == 1 else str(bundle.path)
-            for runtime in dict.fromkeys(runtimes):
-                query, gallery, embedded = embed(bundle, split, runtime, settings, name=name)
-                measured.append((bundle, rank_with_bar(query, gallery, split, embedded, settings)))
-    return measured
+        check_ranking(split, settings)
+    check_engines(product(bundles, runtimes))
+    if record:
+        for bundle in bundles:
+            check_writable(bundle.path / MANIFEST)
+    return [
+        (bundle, measure(bundle, split, runtime, settings, model=model, dataset=dataset))
+        for split, dataset in zip(splits, dataset_names(splits), strict=True)
+        for bundle, model in zip(bundles, model_names(bundles), strict=True)
+        for runtime in runtimes
+    ]
+
+
+def _write_page(path: Path, reports: Sequence[Report]) -> None:
+    from reidkit.report.evaluation_page import write_evaluation_page  # needs jinja2 and matplotlib
+
+    write_evaluation_page(path, reports)
 
 
 def _print(reports: Sequence[Report]) -> None:
@@ -163,7 +174,7 @@ def _print(reports: Sequence[Report]) -> None:
     names = ("model", "data", "runtime", "tta")
     table = console.table(None, *names, *columns, "mAP", "95 %", "mINP", numbers=len(columns) + 3)
     for report in reports:
-        low, high = report.intervals()["mAP"]
+        low, high = report.interval("mAP")
         values = [report.cmc(rank) for rank in ranks] + [report.mean_ap]
         table.add_row(
             *(console.escape(text) for text in (report.embedded.model, report.dataset)),
@@ -173,8 +184,11 @@ def _print(reports: Sequence[Report]) -> None:
             f"{100 * report.mean_inp:.2f}",
         )
     console.out.print(table)
-    for report in {report.dataset: report for report in reports}.values():
-        console.say(_counts(report))
+    for counts in dict.fromkeys(_counts(report) for report in reports):  # models of one data set share them
+        console.say(counts)
+    if any(report.unmatched or report.lost for report in reports):
+        console.say("--json and --html name the queries that were not measured.")
+    _print_spread(reports)
     refinement = reports[0].refinement.in_words()
     if refinement != "none":
         console.say(f"Distances refined: {refinement}.")
@@ -204,17 +218,33 @@ def _print_rates(reports: Sequence[Report]) -> None:
 
 def _counts(report: Report) -> str:
     match = "match from another camera" if report.protocol.junk else "match"
-    text = (
-        f"{report.dataset}, protocol {report.protocol.name}: {report.valid} of {report.queries} queries are valid; "
-        f"{report.unmatched} without a {match}"
-    )
-    found = f"Gallery: {report.gallery} crops, {report.distractors} distractors"
+    queries = [f"{report.unmatched} without a {match}"]
+    gallery = [f"{report.gallery} crops", f"{report.distractors} distractors"]
     if any(report.unreadable):
-        text += f", {report.lost} lost to unreadable pictures"
-        found += f", {report.unreadable.gallery} unreadable"
-    if len(report.rankings) > 1:
-        found += f", {len(report.rankings)} draws"
-    return f"{text}. {found}; {report.junk} junk left out."
+        queries.append(f"{report.lost} lost to unreadable pictures")
+        gallery.append(f"{report.unreadable.gallery} unreadable")
+    valid = f"{report.valid} of {report.queries} queries are valid"
+    if report.draws > 1:
+        valid += f", {report.valid_per_draw} in one of {report.draws} draws"
+        gallery.append(f"{report.gallery_per_draw} in one draw")
+    if report.never_asked:
+        queries.append(f"{report.never_asked} in no draw")
+    return (
+        f"{report.dataset}, protocol {report.protocol.name}: {valid}; {', '.join(queries)}. "
+        f"Gallery: {', '.join(gallery)}; {report.junk} junk left out."
+    )
+
+
+def _print_spread(reports: Sequence[Report]) -> None:
+    """How far the draws lie apart, for each report that has several."""
+    for report in reports:
+        if report.draws > 1:
+            spread = ", ".join(f"{measure} {100 * value:.2f}" for measure, value in report.spread().items())
+            engine = "" if report.embedded.runtime is None else f" with {report.embedded.runtime}"
+            console.say(
+                f"Standard deviation over the {report.draws} draws, in percent, "
+                f"{report.embedded.model}{engine} on {report.dataset}: {spread}."
+            )
 
 
 def _print_matrix(reports: Sequence[Report]) -> None:
@@ -231,9 +261,15 @@ def _print_matrix(reports: Sequence[Report]) -> None:
     console.out.print(table)
 
 
-def _record(measured: Sequence[tuple[Bundle | None, Report]]) -> None:
-    """Writes every measurement into its model's manifest, or none: a part of a data set is not taken for the whole."""
-    for _, report in measured:
+def record_measured(measured: Sequence[_Measured]) -> None:
+    """Writes every measurement into its model's manifest; none, where a part of a data set would stand for the whole.
+
+    Raises:
+        DataError: pictures were unreadable, or two measurements have one place.
+        OutputError: a manifest cannot be written.
+    """
+    places: set[tuple[Path, str, str | None]] = set()
+    for bundle, report in measured:
         if any(report.unreadable):
             raise DataError(
                 "The accuracy is not recorded, because it was measured without the unreadable pictures",
@@ -241,6 +277,16 @@ def _record(measured: Sequence[tuple[Bundle | None, Report]]) -> None:
                 expected="every picture of the data set",
                 fix="repair the pictures, or leave --record out",
             )
+        if bundle is None:
+            continue
+        place = (bundle.path, report.dataset, report.embedded.runtime)
+        if place in places:
+            raise DataError(
+                f"The accuracy is not recorded, because {bundle.path} has one place for two measurements",
+                got=f"two of {report.dataset} with {report.embedded.runtime}",
+                fix="record one at a time",
+            )
+        places.add(place)
     for bundle, report in measured:
         if bundle is not None:
             record_accuracy(bundle, _accuracy(report))
@@ -258,8 +304,8 @@ def _accuracy(report: Report) -> Accuracy:
         rank1=report.cmc(1),
         mAP=report.mean_ap,
         mINP=report.mean_inp,
-        queries=report.valid,
-        gallery=report.gallery,
+        queries=report.valid_per_draw,
+        gallery=report.gallery_per_draw,
         tta=by.tta,
         refinement=report.refinement.in_words(),
     )

@@ -1,10 +1,14 @@
-"""What `evaluate` and `compare` do alike: embed a data set once, rank it as the options say."""
+"""What `evaluate`, `compare` and `search` do alike: refuse early, embed once, rank as the options say, tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from reidkit.bundle import Bundle
 from reidkit.cli import console
+from reidkit.data import load_split
+from reidkit.data.loading import VARIANT_FORMATS
+from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import (
     FALSE_POSITIVE_RATES,
     RANKS,
@@ -18,9 +22,11 @@ from reidkit.evaluate.embedding_cache import default_folder, open_cache
 from reidkit.index.refinement import Refinement
 from reidkit.manifest import Tta
 from reidkit.metrics.distance import MEMORY, Metric
+from reidkit.metrics.junk import labels_of
 from reidkit.metrics.protocol import named_protocol
 from reidkit.metrics.ranking import Scorer
-from reidkit.runtime import RuntimeName, load
+from reidkit.metrics.roc import RocScorer
+from reidkit.runtime import RuntimeName, installed, load
 from reidkit.runtime.tta import with_tta
 from reidkit.types import Split
 
@@ -57,19 +63,155 @@ class Settings:
     ranks: tuple[int, ...] = RANKS
     rates: tuple[float, ...] = FALSE_POSITIVE_RATES
 
+    def unusual(self) -> dict[str, str]:
+        """What a page has to say of how its figures were made, where that is not the usual way."""
+        said = {"TTA": self.tta, "metric": self.metric, "refinement": self.refinement.in_words()}
+        return {name: value for name, value in said.items() if value not in ("none", "cosine")}
 
-def embed(
-    bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings, *, name: str | None = None
-) -> tuple[EmbeddedCrops, EmbeddedCrops, EmbeddedBy]:
-    """Query and gallery of a split, embedded by one model on one engine; and what made them.
+
+def load_splits(roots: Iterable[Path], data_format: str | None, variant: str | None) -> list[Split]:
+    """Parses data sets, each once; the variant is that of those which come in variants.
+
+    Raises:
+        ConfigError: no such format or variant, or a variant where no data set has any.
+        DataError: one is no data set; see `reidkit.data.load_split`.
+    """
+    splits = [_load_split(root, data_format, variant) for root in roots]
+    if variant is not None and not any(split.format in VARIANT_FORMATS for split in splits):
+        raise ConfigError(
+            "None of the data sets comes in variants",
+            got=f"--variant {variant} for {', '.join(split.name for split in splits)}",
+            expected=f"--variant only with {' or '.join(VARIANT_FORMATS)}",
+        )
+    return list({split.root.resolve(): split for split in splits}.values())
+
+
+def _load_split(root: Path, data_format: str | None, variant: str | None) -> Split:
+    try:
+        return load_split(root, data_format, variant=variant)
+    except ConfigError:
+        if variant is None:
+            raise
+        split = load_split(root, data_format)
+        if split.format in VARIANT_FORMATS:
+            raise
+        return split
+
+
+def check_ranking(split: Split, settings: Settings) -> None:
+    """Refuses what no ranking of these crops can do: asked first, it costs no embedding.
+
+    Raises:
+        ConfigError: no such protocol, more neighbours than crops, too little memory for one query, or a false positive
+            rate that is none.
+        DataError: the split has no query or no gallery.
+        InputError: the pairs that a false positive rate asks to keep do not fit into the memory.
+    """
+    protocol = named_protocol(settings.protocol, data_format=split.format)
+    queries, gallery = len(split.query), len(split.gallery)
+    crops = f"{queries} query and {gallery} gallery crops"
+    if not queries or not gallery:
+        raise DataError(
+            f"{split.root} has an empty {'gallery' if queries else 'query'}, so nothing can be ranked",
+            got=f"{crops} (format {split.format})",
+            expected="both",
+            fix="`reid data inspect` shows what was read",
+        )
+    how = settings.refinement
+    for option, neighbors, most in (
+        ("--dba", how.database_augmentation, gallery - 1),
+        ("--query-expansion", how.query_expansion, gallery),
+        ("--k1", 0 if how.rerank is None else how.rerank.k1, queries + gallery - 1),
+    ):
+        if neighbors > most:
+            raise ConfigError(
+                f"{option} asks for more neighbours than a crop of {split.name} has",
+                got=f"{option} {neighbors}, and {crops}",
+                expected=f"{most} at most",
+            )
+    if settings.memory < 4 * gallery:
+        raise ConfigError(
+            f"--memory does not hold the distances of one query to the gallery of {split.name}",
+            got=f"{settings.memory:,} bytes",
+            expected=f"{4 * gallery:,} at least, for {gallery} crops",
+        )
+    for rate in settings.rates:
+        if not 0 <= rate <= 1:
+            raise ConfigError(
+                "A false positive rate is a share of all wrong pairs", got=f"--fpr {rate:g}", expected="0 to 1"
+            )
+    if protocol.draw == "nothing":  # where galleries are drawn there is no ROC curve
+        query, searched = labels_of(split.query), labels_of(split.gallery)
+        RocScorer(query, searched, max_fpr=max(settings.rates, default=0.0), memory=settings.memory)  # which refuses
+
+
+def check_engines(pairs: Iterable[tuple[Bundle, RuntimeName]]) -> None:
+    """Refuses engines that are not here, or cannot open their model.
+
+    Raises:
+        RuntimeMissing: names what to install, or which engines can.
+    """
+    for bundle, runtime in pairs:
+        if runtime not in installed(bundle):
+            load(bundle, runtime)  # which says why
+
+
+def model_names(bundles: Sequence[Bundle]) -> list[str]:
+    """What to call models: by name, or where several have one name, by the end of their paths."""
+    ends = _told_apart([(bundle.manifest.name, bundle.path) for bundle in bundles])
+    return [bundle.manifest.name if end is None else end for bundle, end in zip(bundles, ends, strict=True)]
+
+
+def dataset_names(splits: Sequence[Split]) -> list[str]:
+    """What to call data sets: format, folder and variant; where that is one for several, more of their paths' ends."""
+    ends = _told_apart([(split.name, split.root) for split in splits])
+    return [
+        split.name if end is None else " ".join([split.format, end, *([split.variant] if split.variant else [])])
+        for split, end in zip(splits, ends, strict=True)
+    ]
+
+
+def _told_apart(named: Sequence[tuple[str, Path]]) -> list[str | None]:
+    """The shortest end of each path that no other path of the same name has; None where there is no other."""
+    homes = [(name, path.resolve()) for name, path in named]
+    others = [{path for name, path in homes if name == own and path != home} for own, home in homes]
+    return [_shortest_end(home, rest) if rest else None for (_, home), rest in zip(homes, others, strict=True)]
+
+
+def _shortest_end(home: Path, others: Iterable[Path]) -> str:
+    ends = (home.parts[start:] for start in range(len(home.parts) - 1, -1, -1))
+    return next(Path(*end).as_posix() for end in ends if all(other.parts[-len(end) :] != end for other in others))
+
+
+def measure(
+    bundle: Bundle,
+    split: Split,
+    runtime: RuntimeName,
+    settings: Settings,
+    *,
+    model: str,
+    dataset: str | None = None,
+    scorers: Sequence[Scorer] = (),
+) -> Report:
+    """The report of one model on one engine; its embeddings are forgotten before the next ones are made.
 
     Args:
         bundle: the model.
         split: with query and gallery.
         runtime: the engine.
-        settings: tta, device, batch, threads, skip_unreadable and cached are used.
-        name: what to call the model; None takes the bundle's own.
+        settings: how.
+        model: what to call the model.
+        dataset: what to call the split; None takes its own name.
+        scorers: as of `reidkit.evaluate.rank_embedded`.
     """
+    query, gallery, by = embed(bundle, split, runtime, settings, model=model)
+    return rank_embeddings(query, gallery, split, by, settings, dataset=dataset, scorers=scorers)
+
+
+def embed(
+    bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings, *, model: str
+) -> tuple[EmbeddedCrops, EmbeddedCrops, EmbeddedBy]:
+    """Query and gallery of a split, embedded by one model on one engine; and what made them. See `measure`."""
     embedder = load(bundle, runtime, device=settings.device)
     cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
     with console.progress_bar("embedding") as progress:
@@ -84,17 +226,17 @@ def embed(
         )
     console.warn_unreadable((*query.unreadable, *gallery.unreadable))
     spec = embedder.spec
-    by = EmbeddedBy(name or bundle.manifest.name, spec.runtime, spec.precision, spec.device, settings.tta)
-    return query, gallery, by
+    return query, gallery, EmbeddedBy(model, spec.runtime, spec.precision, spec.device, settings.tta)
 
 
-def rank_with_bar(
+def rank_embeddings(
     query: EmbeddedCrops,
     gallery: EmbeddedCrops,
     split: Split,
     embedded: EmbeddedBy,
     settings: Settings,
     *,
+    dataset: str | None = None,
     scorers: Sequence[Scorer] = (),
 ) -> Report:
     """The report on embedded crops, as the settings say; see `reidkit.evaluate.rank_embedded`."""
@@ -104,6 +246,7 @@ def rank_with_bar(
             gallery,
             split=split,
             embedded=embedded,
+            dataset=dataset,
             protocol=named_protocol(settings.protocol, data_format=split.format),
             metric=settings.metric,
             refinement=settings.refinement,

@@ -1,7 +1,7 @@
 """Arguments and options that several commands share."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -47,9 +47,19 @@ Alpha = Annotated[
     float, typer.Option("--alpha", min=0, help="Neighbours count by cosine to this power; 0 is the average.")
 ]
 Rerank = Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours.")]
-K1 = Annotated[int, typer.Option("--k1", min=1, help="Of --rerank: reciprocal neighbours.")]
-K2 = Annotated[int, typer.Option("--k2", min=1, help="Of --rerank: neighbours to average over.")]
-Weight = Annotated[float, typer.Option("--lambda", min=0, max=1, help="Of --rerank: weight of the original distance.")]
+_USUAL = KReciprocal()
+K1 = Annotated[
+    int | None, typer.Option("--k1", min=1, help=f"Of --rerank: reciprocal neighbours (default: {_USUAL.k1}).")
+]
+K2 = Annotated[
+    int | None, typer.Option("--k2", min=1, help=f"Of --rerank: neighbours to average over (default: {_USUAL.k2}).")
+]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        "--lambda", min=0, max=1, help=f"Of --rerank: weight of the original distance (default: {_USUAL.weight})."
+    ),
+]
 Cached = Annotated[bool, typer.Option("--cache/--no-cache", help="Embed the same pictures with the same model once.")]
 
 
@@ -103,18 +113,42 @@ def refinement(
     query_expansion: int = 0,
     alpha: float = 0.0,
     rerank: bool = False,
-    k1: int,
-    k2: int,
-    weight: float,
+    k1: int | None = None,
+    k2: int | None = None,
+    weight: float | None = None,
 ) -> Refinement:
-    """The options that refine distances, as one.
+    """The options that refine distances, as one; None takes what is usual.
 
     Raises:
         ConfigError: they do not go together.
     """
+    if not rerank:
+        given = {"--k1": k1, "--k2": k2, "--lambda": weight}
+        refuse_idle({name: value is not None for name, value in given.items()}, "without --rerank")
     return Refinement(
         database_augmentation=dba,
         query_expansion=query_expansion,
         alpha=alpha,
-        rerank=KReciprocal(k1, k2, weight) if rerank else None,
+        rerank=KReciprocal(
+            _USUAL.k1 if k1 is None else k1,
+            _USUAL.k2 if k2 is None else k2,
+            _USUAL.weight if weight is None else weight,
+        )
+        if rerank
+        else None,
     )
+
+
+def refuse_idle(given: Mapping[str, object], where: str) -> None:
+    """Refuses options that would be ignored.
+
+    Args:
+        given: by option, something true where it asks for anything.
+        where: in words, such as "without --rerank".
+
+    Raises:
+        ConfigError: one was given.
+    """
+    idle = [option for option, value in given.items() if value]
+    if idle:
+        raise ConfigError(f"{', '.join(idle)} would change nothing {where}", fix=f"leave out {' and '.join(idle)}")

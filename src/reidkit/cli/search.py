@@ -6,20 +6,21 @@ from typing import Annotated
 
 import typer
 
-from reidkit.bundle import Bundle, open_bundle
+from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
+from reidkit.cli.measuring import Settings, check_ranking, embed
+from reidkit.cli.outputs import check_outputs, require_libraries, write_each
 from reidkit.cli.pictures import Pictures, read_pictures
 from reidkit.data import load_split
-from reidkit.errors import ConfigError, DataError
-from reidkit.evaluate import EmbeddedCrops, embed_crops
-from reidkit.index import NearestScorer, Neighbors, nearest_by, same_camera, same_file
-from reidkit.index.refinement import Refinement, refined
-from reidkit.metrics.distance import Metric
+from reidkit.errors import ConfigError
+from reidkit.evaluate import EmbeddedCrops
+from reidkit.index import NearestScorer, Neighbors, nearest_by
+from reidkit.index.refinement import refined
+from reidkit.metrics.junk import same_camera, same_file
 from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, walk
 from reidkit.report.contact_sheet import write_contact_sheet
-from reidkit.report.results import Picture, SearchResults, pictures, scores
-from reidkit.runtime import load
-from reidkit.types import DISTRACTOR, Crop
+from reidkit.report.results import UNKNOWN, Picture, SearchResults, pictures, scores
+from reidkit.types import DISTRACTOR, Crop, Split
 
 
 def search(
@@ -34,9 +35,10 @@ def search(
     device: options.Device = "cpu",
     metric: options.MetricName = "cosine",
     rerank: options.Rerank = False,
-    k1: options.K1 = 20,
-    k2: options.K2 = 6,
-    weight: options.Weight = 0.3,
+    k1: options.K1 = None,
+    k2: options.K2 = None,
+    weight: options.Weight = None,
+    cached: options.Cached = True,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     data_format: options.DataFormat = None,
@@ -48,60 +50,66 @@ def search(
     same identity by the same camera, or named -1) is left out, frames are green and red, and the hardest queries come
     first.
     """
-    # Needs jinja2: found missing now, not after an hour of embedding.
-    from reidkit.report.search_page import write_search_page
-
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError("Cannot write the page", got=out.name, expected="a name that ends in .html")
+    settings = Settings(
+        device=device,
+        batch=batch,
+        threads=threads,
+        skip_unreadable=True,
+        cached=cached,
+        metric=metric,
+        refinement=options.refinement(rerank=rerank, k1=k1, k2=k2, weight=weight),
+    )
+    sheet = out.with_suffix(".png")
+    require_libraries("jinja2")
+    check_outputs({"--out": out, "its sheet": sheet})
     opened = open_bundle(bundle)
-    queries, pool = _sources(query, gallery, data, data_format, variant)
-    embedder = load(opened, runtime, device=device)
-    parts: list[EmbeddedCrops] = []
-    for label, crops in (("embedding queries", queries.crops), ("embedding gallery", pool.crops)):
-        with console.progress_bar(label) as progress:
-            part = embed_crops(embedder, crops, batch_size=batch, threads=threads, unreadable="skip", progress=progress)
-        console.warn_unreadable(part.unreadable)
-        parts.append(part)
-    asked, searched = parts
+    queries, pool, split = _sources(query, gallery, data, data_format, variant)
+    check_ranking(split, settings)
+    name = opened.manifest.name
+    asked, searched, by = embed(opened, split, runtime, settings, model=name)
     labelled = queries.labelled and pool.labelled
-    labelled = queries.labelled and pool.labelled
-    how = options.refinement(rerank=rerank, k1=k1, k2=k2, weight=weight)
-    found, ranking = _search(asked, searched, how, metric, top, labelled)
+    found, ranking = _search(asked, searched, settings, top, labelled)
     results = SearchResults(
         _pictures(queries, asked.crops, labelled),
         _pictures(pool, searched.crops, labelled),
         found,
         None if ranking is None else scores(ranking),
     )
-    title = f"{opened.manifest.name}: search"
-    facts = _facts(opened, embedder.spec.runtime, ranking)
-    with console.progress_bar("drawing page") as progress:
-        write_search_page(out, results, title=title, facts=facts, max_queries=max_queries, progress=progress)
-    sheet = out.with_suffix(".png")
-    with console.progress_bar("drawing sheet") as progress:
-        write_contact_sheet(sheet, results, title=title, progress=progress)
+    facts = {"model": name, "engine": by.runtime or UNKNOWN, **settings.unusual(), **_figures(ranking)}
+    unreadable = len(asked.unreadable) + len(searched.unreadable)
+    if unreadable:
+        facts["unreadable pictures, left out"] = f"{unreadable:,}"
+    title = f"{name}: search"
+    write_each(
+        [
+            lambda: _write_page(out, results, title, facts, max_queries),
+            lambda: _write_sheet(sheet, results, title),
+        ]
+    )
     console.say(f"wrote {out} and {sheet}")
 
 
 def _sources(
     query: Path | None, gallery: Path | None, data: Path | None, data_format: str | None, variant: str | None
-) -> tuple[Pictures, Pictures]:
+) -> tuple[Pictures, Pictures, Split]:
+    """What is asked and what is searched, with their names; and both as a split."""
     if data is None and query is not None and gallery is not None:
-        return read_pictures(query), read_pictures(gallery)
+        options.refuse_idle({"--format": data_format, "--variant": variant}, "without --data")
+        asked, searched = read_pictures(query), read_pictures(gallery)
+        return asked, searched, Split("pictures", gallery, query=asked.crops, gallery=searched.crops)
     if data is None or query is not None or gallery is not None:
         raise ConfigError("Say what to search", expected="--query and --gallery, or --data alone")
     split = load_split(data, data_format, variant=variant)
-    for name, crops in (("query", split.query), ("gallery", split.gallery)):
-        if not crops:
-            raise DataError(f"The {name} of {data} is empty", got="0 pictures", expected="at least one")
-    query_crops, gallery_crops = (
+    asked, searched = (
         Pictures(crops, True, split.pid_names, split.camera_names) for crops in (split.query, split.gallery)
     )
-    return query_crops, gallery_crops
+    return asked, searched, split
 
 
 def _search(
-    asked: EmbeddedCrops, searched: EmbeddedCrops, how: Refinement, metric: Metric, top: int, labelled: bool
+    asked: EmbeddedCrops, searched: EmbeddedCrops, settings: Settings, top: int, labelled: bool
 ) -> tuple[Neighbors, Ranking | None]:
     """The nearest crops of every query and, where labels tell, where the right ones stand; in one pass."""
     own_file = same_file([crop.path for crop in asked.crops], [crop.path for crop in searched.crops])
@@ -110,7 +118,9 @@ def _search(
         # Nobody's query has no rank; then only the frames tell.
         console.warn(f"{nobody} of {len(asked.crops)} queries are distractors by their names (0000): nothing is scored")
     with console.progress_bar("searching") as progress:
-        distances = refined(asked.embeddings, searched.embeddings, how, metric=metric, progress=progress)
+        distances = refined(
+            asked.embeddings, searched.embeddings, settings.refinement, metric=settings.metric, progress=progress
+        )
         if not labelled or nobody:
             exclude = [own_file, *([same_camera(asked.labels, searched.labels)] if labelled else [])]
             return nearest_by(distances, top=top, exclude=exclude, progress=progress), None
@@ -127,12 +137,23 @@ def _pictures(source: Pictures, crops: Sequence[Crop], labelled: bool) -> list[P
     return pictures(crops, pid_names=source.pid_names, camera_names=source.camera_names)
 
 
-def _facts(bundle: Bundle, runtime: str, ranking: Ranking | None) -> dict[str, str]:
-    facts = {"model": bundle.manifest.name, "engine": runtime}
-    if ranking is not None:
-        facts |= {
-            "rank-1": f"{ranking.cmc(1):.1%}",
-            "mAP": f"{ranking.mean_ap:.1%}",
-            "mINP": f"{ranking.mean_inp:.1%}",
-        }
-    return facts
+def _figures(ranking: Ranking | None) -> dict[str, str]:
+    if ranking is None:
+        return {}
+    return {
+        "rank-1": f"{ranking.cmc(1):.1%}",
+        "mAP": f"{ranking.mean_ap:.1%}",
+        "mINP": f"{ranking.mean_inp:.1%}",
+    }
+
+
+def _write_page(path: Path, results: SearchResults, title: str, facts: dict[str, str], max_queries: int) -> None:
+    from reidkit.report.search_page import write_search_page  # needs jinja2
+
+    with console.progress_bar("drawing page") as progress:
+        write_search_page(path, results, title=title, facts=facts, max_queries=max_queries, progress=progress)
+
+
+def _write_sheet(path: Path, results: SearchResults, title: str) -> None:
+    with console.progress_bar("drawing sheet") as progress:
+        write_contact_sheet(path, results, title=title, progress=progress)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from reidkit.errors import DataError, ImageError
+from reidkit.errors import ConfigError, DataError, ImageError
 from reidkit.evaluate.embedding_cache import EmbeddingCache
+from reidkit.manifest import Tta
 from reidkit.metrics.junk import Labels, labels_of
 from reidkit.runtime.pipeline import Extraction, OnUnreadable, embed_files
+from reidkit.runtime.tta import MultiViewEmbedder, with_tta
 from reidkit.types import Crop, Embedder, Progress, Split, no_progress
 
 
@@ -31,6 +33,7 @@ def embed_crops(
     embedder: Embedder,
     crops: Sequence[Crop],
     *,
+    tta: Tta = "none",
     batch_size: int = 32,
     threads: int | None = None,
     unreadable: OnUnreadable = "raise",
@@ -42,21 +45,26 @@ def embed_crops(
     Args:
         embedder: an open model.
         crops: to embed.
+        tta: test-time augmentation, put around the embedder here.
         batch_size: crops a call of the engine.
         threads: that decode.
         unreadable: what to do about a picture that cannot be decoded: "raise", or "skip" and name it.
-        cache: of this embedder's answers; the same crops, byte for byte, are embedded once.
+        cache: opened for this embedder and this `tta`; the same crops, byte for byte, are embedded once.
         progress: over the crops.
 
     Raises:
+        ConfigError: there is no such augmentation, or the cache was opened for another embedder or `tta`.
         DataError: there is nothing to embed.
         ImageError: a picture cannot be decoded and `unreadable` is "raise".
     """
+    augmented = with_tta(embedder, tta)
+    if cache is not None:
+        _check_cache(cache, embedder, tta)
     files = [crop.path for crop in crops]
 
     def extract() -> Extraction:
         return embed_files(
-            embedder, files, batch_size=batch_size, threads=threads, unreadable=unreadable, progress=progress
+            augmented, files, batch_size=batch_size, threads=threads, unreadable=unreadable, progress=progress
         )
 
     extraction = extract() if cache is None else cache.fetch(files, extract, unreadable=unreadable)
@@ -64,10 +72,25 @@ def embed_crops(
     return EmbeddedCrops(tuple(crops[i] for i in extraction.rows), extraction.embeddings, extraction.unreadable)
 
 
+def _check_cache(cache: EmbeddingCache, embedder: Embedder, tta: Tta) -> None:
+    """Refuses a cache of other answers. Whose weights an embedder has it does not say: that is the caller's word."""
+    augmented = isinstance(embedder, MultiViewEmbedder)
+    if augmented and tta == "none" and cache.tta != "none" and embedder.spec == cache.spec:
+        return  # TRANSITION: goes when no caller wraps its embedder itself
+    if augmented or tta != cache.tta or embedder.spec != cache.spec:
+        raise ConfigError(
+            "The cache was opened for another embedder or another test-time augmentation",
+            got=f"{type(embedder).__name__}, tta {tta!r}: {embedder.spec}",
+            expected=f"a plain embedder, tta {cache.tta!r}: {cache.spec}",
+            fix="open the cache with the embedder's spec and the same tta; `tta` puts the augmentation around it",
+        )
+
+
 def embed_split(
     embedder: Embedder,
     split: Split,
     *,
+    tta: Tta = "none",
     batch_size: int = 32,
     threads: int | None = None,
     unreadable: OnUnreadable = "raise",
@@ -77,6 +100,7 @@ def embed_split(
     """Embeds the query and the gallery crops of a split; see `embed_crops` for the arguments.
 
     Raises:
+        ConfigError: as `embed_crops`.
         DataError: the split has no query or no gallery, or no picture of one can be decoded.
         ImageError: a picture cannot be decoded and `unreadable` is "raise".
     """
@@ -93,6 +117,7 @@ def embed_split(
         embed_crops(
             embedder,
             crops,
+            tta=tta,
             batch_size=batch_size,
             threads=threads,
             unreadable=unreadable,

@@ -8,7 +8,11 @@
 What decides an embedding is the bundle's files and what the manifest says of the graph (not its measurements), the
 engine with its version, precision and device, test-time augmentation, Pillow, this package, and the bytes of every
 picture. The batch size does not: `reid verify` holds every engine to the same embeddings crop by crop and batched. Nor
-do path and date: a moved data set is known again, and a changed picture is never served its old embedding.
+do path and date: a moved data set is known again, and a changed picture is never served its old embedding. Within a
+process the bytes are read once, as long as the file system says that nobody has touched a file.
+
+An entry is written when a whole subset is embedded: of an extraction that was stopped, or that an unreadable picture
+ended, nothing is kept. Only its owner may read it.
 
 The sha256 finds damage, not forgery: whoever may write to the folder can write other numbers, but nothing that runs.
 """
@@ -21,6 +25,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +37,9 @@ import numpy as np
 import PIL
 
 import reidkit
-from reidkit.atomic import output_file
 from reidkit.bundle import GOLDEN, Bundle, file_sha256
 from reidkit.config import to_dict
-from reidkit.errors import ConfigError, DataError, ImageError, OutputError, unknown_name
+from reidkit.errors import DataError, ImageError, unknown_name
 from reidkit.evaluate.npz import Header, NpzFile, open_npz
 from reidkit.imaging import available_cores, open_image
 from reidkit.manifest import Tta
@@ -49,19 +53,20 @@ LIMIT = 4 << 30
 _FORMAT = 1
 _DECISIVE = ("architecture.py", "imaging.py", "models", "runtime")  # of this package
 _ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.npz")  # as `output_file` names it
+_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[a-z0-9_]{8}\.npz")  # as `tempfile` names it
 _ABANDONED = 3600.0  # seconds after which a temporary file is nobody's
 _LARGEST_ABOUT = 1 << 20  # bytes of JSON
 _FILES_A_TASK = 64
+_SETTLED = 2.0  # seconds: a file that was changed longer ago gets another time if it is changed again
 
 _logger = logging.getLogger(__name__)
+_hashed: dict[str, str] = {}  # sha256 of pictures that this process has read, by that of what the file system says
 
 
-def default_folder() -> Path:
+def default_folder() -> Path | None:
     """Where embeddings are kept: `embeddings` below REIDKIT_CACHE, or XDG_CACHE_HOME/reidkit, or ~/.cache/reidkit.
 
-    Raises:
-        ConfigError: none of them says where, because this user has no home.
+    None, and a warning in the log, where none of them says where, because this user has no home.
     """
     own, xdg = os.environ.get("REIDKIT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -70,23 +75,21 @@ def default_folder() -> Path:
         # The standard has a relative one ignored.
         base = Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache"
     except RuntimeError as error:
-        raise ConfigError(
-            "There is no folder to keep embeddings in",
-            got=error,
-            expected="a home folder, or the variable REIDKIT_CACHE",
-            fix="set REIDKIT_CACHE, or do without (--no-cache)",
-        ) from error
+        _logger.warning("embeddings are not kept, for want of a folder: %s Set REIDKIT_CACHE to one", error)
+        return None
     return base / "reidkit" / "embeddings"
 
 
-def open_cache(folder: Path, bundle: Bundle, spec: EmbedderSpec, tta: Tta, *, limit: int = LIMIT) -> "EmbeddingCache":
+def open_cache(
+    folder: Path | None, bundle: Bundle, spec: EmbedderSpec, tta: Tta, *, limit: int = LIMIT
+) -> "EmbeddingCache":
     """Opens the cache of one model on one engine; nothing is read or written yet.
 
     Args:
-        folder: that holds the entries of all models, made when there is something to write.
+        folder: that holds the entries of all models, made when there is something to write. None keeps nothing.
         bundle: that the embedder was loaded from.
         spec: of that embedder.
-        tta: that the embedder is wrapped in.
+        tta: the test-time augmentation around it.
         limit: bytes that the folder may take; the entries that were not used for longest go first.
 
     Raises:
@@ -104,7 +107,7 @@ def open_cache(folder: Path, bundle: Bundle, spec: EmbedderSpec, tta: Tta, *, li
         "embedder": to_dict(spec),
         "tta": tta,
     }
-    return EmbeddingCache(folder, facts, dim=spec.dim, limit=limit)
+    return EmbeddingCache(folder, facts, spec=spec, tta=tta, limit=limit)
 
 
 def _library_versions(bundle: Bundle, library: str) -> dict[str, str]:
@@ -132,16 +135,20 @@ class EmbeddingCache:
     A folder that cannot be used costs a warning in the log, never an evaluation. Several processes may share one.
 
     Args:
-        folder: of the entries.
+        folder: of the entries; None keeps nothing.
         facts: everything but the pictures that decides an embedding, as plain values.
-        dim: width of an embedding.
+        spec: of the embedder, which the facts contain.
+        tta: likewise.
         limit: bytes that the folder may take.
     """
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], *, dim: int, limit: int) -> None:
+    def __init__(
+        self, folder: Path | None, facts: Mapping[str, Any], *, spec: EmbedderSpec, tta: Tta, limit: int
+    ) -> None:
+        self.spec = spec
+        self.tta: Tta = tta
         self._folder = folder
         self._facts = facts
-        self._dim = dim
         self._limit = limit
         self._warned = False
 
@@ -160,9 +167,9 @@ class EmbeddingCache:
         Raises:
             ImageError: a picture cannot be decoded and `unreadable` is "raise".
         """
-        pictures = _pictures_sha256(files)
-        if pictures is None:
-            return extract()  # which says what is wrong with the file
+        pictures = None if self._folder is None else _pictures_sha256(files)
+        if self._folder is None or pictures is None:
+            return extract()  # which says what is wrong with a file that cannot be read
         about = _canonical({**self._facts, "pictures": {"count": len(files), "sha256": pictures}})
         entry = self._folder / f"{hashlib.sha256(about.encode()).hexdigest()}.npz"
         found = self._recall(entry, about, files)
@@ -178,7 +185,7 @@ class EmbeddingCache:
     def _recall(self, entry: Path, about: str, files: Sequence[Path]) -> Extraction | None:
         """The entry, checked; None where there is none that can be believed."""
         try:
-            found = _read_entry(entry, about, files, self._dim)
+            found = _read_entry(entry, about, files, self.spec.dim)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -201,17 +208,17 @@ class EmbeddingCache:
         if size > self._limit:
             _logger.info("%d bytes of embeddings are not kept: the limit is %d", size, self._limit)
             return
+        about_array = np.frombuffer(description, dtype=np.uint8)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings of people are theirs, too
-            self._make_room(size)
-            with output_file(entry) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, embeddings=embeddings, rows=rows, about=np.frombuffer(description, dtype=np.uint8))
-        except (OSError, OutputError) as error:
+            entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings of people are theirs, too
+            self._make_room(entry.parent, size)
+            _write_private(entry, embeddings=embeddings, rows=rows, about=about_array)
+        except OSError as error:
             self._warn(error)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, folder: Path, size: int) -> None:
         """Removes the entries that were not used for longest, and what killed processes have left."""
-        entries = sorted(_entries(self._folder))
+        entries = sorted(_entries(folder))
         total = size + sum(length for _, length, _ in entries)
         for _, length, file in entries:
             if total <= self._limit:
@@ -244,19 +251,55 @@ def _entries(folder: Path) -> Iterator[tuple[int, int, Path]]:
                 file.unlink()
 
 
+def _write_private(entry: Path, **arrays: Any) -> None:
+    """Writes a file that only its owner may read, whole or not at all. A crash may harm it, which its sha256 tells."""
+    handle, name = tempfile.mkstemp(prefix=f".{entry.stem}.", suffix=entry.suffix, dir=entry.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **arrays)
+        Path(name).replace(entry)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def _pictures_sha256(files: Sequence[Path]) -> str | None:
-    """Of the bytes of all pictures, in order, hashed in threads; None where one cannot be read."""
+    """Of the bytes of all pictures, in order; None where one cannot be read."""
+    try:
+        state = _state_sha256(files)
+        if state in _hashed:
+            return _hashed[state]
+        pictures = _bytes_sha256(files)
+    except OSError:
+        return None
+    if state is not None:
+        _hashed[state] = pictures
+    return pictures
+
+
+def _state_sha256(files: Sequence[Path]) -> str | None:
+    """Of all that changes with a file; None where one was touched just now, and could change and look the same."""
+    settled = time.time_ns() - int(_SETTLED * 1e9)
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        if max(status.st_mtime_ns, status.st_ctime_ns) > settled:
+            return None
+        state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        digest.update(repr((str(file.absolute()), *state)).encode())
+    return digest.hexdigest()
+
+
+def _bytes_sha256(files: Sequence[Path]) -> str:
+    """Hashed in threads."""
 
     def hash_some(start: int) -> str:
         return "".join(file_sha256(file) for file in files[start : start + _FILES_A_TASK])
 
     digest = hashlib.sha256()
     with ThreadPoolExecutor(available_cores(), thread_name_prefix="reidkit-hash") as pool:
-        try:
-            for some in pool.map(hash_some, range(0, len(files), _FILES_A_TASK)):
-                digest.update(some.encode())
-        except OSError:
-            return None
+        for some in pool.map(hash_some, range(0, len(files), _FILES_A_TASK)):
+            digest.update(some.encode())
     return digest.hexdigest()
 
 

@@ -3,10 +3,15 @@
     embedding   floating-point numbers, n x dim; also called embeddings or features
     pid         whole numbers, n; also called pids. -1 is a distractor, -2 an unknown identity
     camid       whole numbers, n; also called camids. -1, or no such array: the camera is unknown
-    path        text, n; also called paths. Where there is none, a row is a picture of its own
+    path        text, n; also called paths. Each row has its own. Where there is none, a row is a picture of its own
+    identity    text, n: how the data set itself writes the pid; may be missing, or empty
+    camera      text, n: how it writes the camid; likewise
 
-`reid embed` adds identity and camera: the names that the data set itself uses. Its pid and camid are the numbers in
-those names, so the files of a query and of a gallery of one data set go together.
+That is what `reid embed` writes. Its pid and camid are the numbers in the names, so the files of a query and of a
+gallery of one data set go together.
+
+A file that nobody vouches for may hold as many rows as it has bytes; for what a column may take, see the files `npz`
+and `parquet` of this room.
 """
 
 import os
@@ -22,7 +27,8 @@ from reidkit.data.labels import own_numbers
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate.embedding import EmbeddedCrops
 from reidkit.evaluate.npz import open_npz
-from reidkit.types import UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop
+from reidkit.evaluate.parquet import open_parquet
+from reidkit.types import UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop, Split
 
 
 class _Numbers(NamedTuple):
@@ -34,12 +40,25 @@ class _Numbers(NamedTuple):
     special: str
 
 
+class _Saved(NamedTuple):
+    """What a file holds; identities and cameras as the data set writes them, "" where the file does not say."""
+
+    path: Path
+    embedded: EmbeddedCrops
+    identities: list[str]
+    cameras: list[str]
+
+
 _EMBEDDINGS = ("embedding", "embeddings", "features")
 _PATHS = ("path", "paths")
 _PIDS = _Numbers(("pid", "pids"), "identities", UNKNOWN_IDENTITY, "-1 for a distractor, or -2 for an unknown identity")
 _CAMIDS = _Numbers(("camid", "camids"), "cameras", UNKNOWN_CAMERA, "-1 for an unknown camera")
-_COLUMNS = (_EMBEDDINGS, _PIDS.names, _CAMIDS.names, _PATHS)
+_IDENTITIES = ("identity",)
+_CAMERAS = ("camera",)
+_COLUMNS = (_EMBEDDINGS, _PIDS.names, _CAMIDS.names, _PATHS, _IDENTITIES, _CAMERAS)
 _KNOWN = tuple(name for names in _COLUMNS for name in names)
+_TEXT = "USO"  # kinds of numpy; as objects, where it comes out of Parquet
+_LONGEST_PATH = 4096  # characters
 _NO_NAMES: Mapping[int, str] = MappingProxyType({})
 
 
@@ -141,12 +160,68 @@ def read_embeddings(path: Path, *, name: str) -> EmbeddedCrops:
 
     Raises:
         DataError: no such file, damaged or of another kind; no embeddings or no identities; identities or cameras that
-            are no whole numbers, or out of range; arrays of another rank or number of rows; no rows.
+            are no whole numbers, or out of range; paths or names that are no text; a path twice, or one that no file
+            can have; arrays of another rank or number of rows; no rows, or more than the file has bytes.
     """
+    return _read(path, name).embedded
+
+
+def read_split(query: Path, gallery: Path) -> tuple[EmbeddedCrops, EmbeddedCrops, Split]:
+    """Reads the saved embeddings of a query and of a gallery, and the data set that they make.
+
+    Args:
+        query: of the file; see `read_embeddings`.
+        gallery: likewise.
+
+    Returns:
+        Query, gallery, and a split that bears the names of both files and knows those of identities and cameras.
+
+    Raises:
+        DataError: as `read_embeddings`; or a pid or camid goes by two names, as in files of two data sets.
+    """
+    saved = _read(query, "query"), _read(gallery, "gallery")
+    asked, searched = (file.embedded for file in saved)
+    split = Split(
+        "embeddings",
+        query,
+        query=asked.crops,
+        gallery=searched.crops,
+        pid_names=_names("pid", [(file.path, file.embedded.labels.pids, file.identities) for file in saved]),
+        camera_names=_names("camid", [(file.path, file.embedded.labels.camids, file.cameras) for file in saved]),
+        variant=gallery.name,
+    )
+    return asked, searched, split
+
+
+def _names(column: str, files: Iterable[tuple[Path, np.ndarray, list[str]]]) -> Mapping[int, str]:
+    found: dict[int, tuple[str, Path]] = {}
+    for path, numbers, texts in files:
+        for number, text in zip(numbers.tolist(), texts, strict=True):
+            if number < 0 or not text:
+                continue
+            known, place = found.setdefault(number, (text, path))
+            if known != text:
+                raise DataError(
+                    f"{column} {number} goes by two names",
+                    got=f"{known!r} in {place}, {text!r} in {path}",
+                    expected="a number that means the same in the query and in the gallery file",
+                    fix="embed the query and the gallery of one data set with `reid embed --data`",
+                )
+    return MappingProxyType({number: text for number, (text, _) in found.items()})
+
+
+def _read(path: Path, name: str) -> _Saved:
     path = Path(path)
-    table = _read_parquet(path) if _is_parquet(path) else _read_npz(path)
+    table = _read_table(path)
     embeddings = _embeddings(table, path, name)
-    n = len(embeddings)
+    n, size = len(embeddings), path.stat().st_size
+    if n > size:  # each becomes a crop with a path, which takes far more
+        raise DataError(
+            f"{path} holds more rows than bytes",
+            got=f"{n:,} rows in {size:,} bytes",
+            expected="embeddings that differ",
+            fix="copy the file again, or write it again",
+        )
     pids = _whole_numbers(table, _PIDS, path, name, n)
     if pids is None:
         raise DataError(
@@ -158,53 +233,17 @@ def read_embeddings(path: Path, *, name: str) -> EmbeddedCrops:
     camids = _whole_numbers(table, _CAMIDS, path, name, n)
     if camids is None:
         camids = np.full(n, UNKNOWN_CAMERA, dtype=np.int64)
-    rows = zip(_crop_paths(table, path, name, n), pids.tolist(), camids.tolist(), strict=True)
-    return EmbeddedCrops(tuple(Crop(*row) for row in rows), embeddings)
+    paths, identities, cameras = (_texts(table, known, path, name, n) for known in (_PATHS, _IDENTITIES, _CAMERAS))
+    rows = zip(_crop_paths(paths, path, name), pids.tolist(), camids.tolist(), strict=True)
+    return _Saved(path, EmbeddedCrops(tuple(Crop(*row) for row in rows), embeddings), identities, cameras)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with open_npz(path) as arrays:
-        if not arrays.names:
-            raise DataError(f"{path} holds no arrays", got="a zip archive without any", expected="a file of np.savez")
-        _check_columns(path, arrays.names)
-        return {name: arrays.read(name) for name in _KNOWN if name in arrays.names}
-
-
-def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if not path.exists():
-        raise DataError(f"No such file: {path}", fix="check the path")
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _check_columns(path, names)
-            table = file.read(columns=[name for name in _KNOWN if name in names])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read", got=error, expected="a Parquet table; see `reid embed`") from error
-    return {name: _column(table.column(name), path, name) for name in table.column_names}
-
-
-def _column(column: Any, path: Path, name: str) -> np.ndarray:  # pyarrow has no types
-    def refuse(got: str, expected: str) -> DataError:
-        return DataError(f"The column {name} of {path} cannot be used", got=got, expected=expected)
-
-    if name in _PATHS:
-        return np.array([value or "" for value in column.to_pylist()])
-    if column.null_count:
-        raise refuse(f"{column.null_count} empty rows of {len(column)}", "a value in every row")
-    if name not in _EMBEDDINGS:
-        return np.array(column.to_pylist())
-    if not hasattr(column.type, "value_type"):
-        raise refuse(f"values of type {column.type}", "a list of numbers in every row")
-    widths = {int(width) for chunk in column.chunks for width in np.unique(chunk.value_lengths())}
-    values = [chunk.flatten() for chunk in column.chunks if len(chunk)]
-    if len(widths) > 1 or any(value.null_count for value in values):
-        raise refuse("rows of different widths, or with gaps", "as many numbers in every row")
-    if not values:
-        return np.empty((0, 0), dtype=np.float32)
-    return np.concatenate([value.to_numpy(zero_copy_only=False) for value in values]).reshape(len(column), -1)
+def _read_table(path: Path) -> dict[str, np.ndarray]:
+    with (open_parquet if _is_parquet(path) else open_npz)(path) as table:
+        if not table.names:
+            raise DataError(f"{path} holds no arrays", got="none", expected="a file of np.savez, or of `reid embed`")
+        _check_columns(path, table.names)
+        return {name: table.read(name) for name in _KNOWN if name in table.names}
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
@@ -230,13 +269,17 @@ def _found(table: Mapping[str, np.ndarray], known: Sequence[str]) -> tuple[str, 
     return next(((name, table[name]) for name in known if name in table), ("", None))
 
 
+def _dtype(values: np.ndarray) -> str:
+    return "text" if values.dtype.kind in _TEXT else str(values.dtype)
+
+
 def _embeddings(table: Mapping[str, np.ndarray], path: Path, name: str) -> Float[np.ndarray, "n dim"]:
     column, values = _found(table, _EMBEDDINGS)
     assert values is not None
     if values.ndim != 2 or values.dtype.kind != "f":
         raise DataError(
             f"The {name} embeddings in {path} are no table of floating-point numbers",
-            got=f"{column}: {values.dtype} {values.shape}",
+            got=f"{column}: {_dtype(values)} {values.shape}",
             expected="float16, float32 or float64 (n, dim)",
             fix="save one row of numbers per crop",
         )
@@ -261,7 +304,7 @@ def _whole_numbers(
         together = "number them over query and gallery together: np.unique(names, return_inverse=True)"
         raise DataError(
             f"The {numbers.what} of the {name} embeddings in {path} are no whole numbers",
-            got=f"{column}: {values.dtype}" + (f", such as {values.flat[0]!s}" if values.size else ""),
+            got=f"{column}: {_dtype(values)}" + (f", such as {values.flat[0]!s}" if values.size else ""),
             expected="integers that mean the same in the query and in the gallery file",
             fix=f"save {column}.astype(int)"
             if values.dtype.kind == "f"
@@ -287,17 +330,45 @@ def _check_rows(values: np.ndarray, column: str, path: Path, name: str, n: int) 
         )
 
 
-def _crop_paths(table: Mapping[str, np.ndarray], path: Path, name: str, n: int) -> list[Path]:
-    column, values = _found(table, _PATHS)
-    stand_ins = [path / f"row {row}" for row in range(n)]
+def _texts(table: Mapping[str, np.ndarray], known: Sequence[str], path: Path, name: str, n: int) -> list[str]:
+    """A column of text; empty ones where the file has none."""
+    column, values = _found(table, known)
     if values is None:
-        return stand_ins
-    if values.dtype.kind not in "US":
+        return [""] * n
+    if values.dtype.kind not in _TEXT:
         raise DataError(
-            f"The paths of the {name} embeddings in {path} are no text",
+            f"{column} of the {name} embeddings in {path} is no text",
             got=f"{column}: {values.dtype}",
             expected="np.array(list_of_str), or no such array",
         )
     _check_rows(values, column, path, name, n)
-    texts = [os.fsdecode(text) for text in values.tolist()]
-    return [Path(text) if text else stand_in for text, stand_in in zip(texts, stand_ins, strict=True)]
+    return [os.fsdecode(text) for text in values.tolist()]
+
+
+def _crop_paths(texts: Sequence[str], path: Path, name: str) -> list[Path]:
+    rows: dict[Path, int] = {}
+    for row, text in enumerate(texts):
+        if len(text) > _LONGEST_PATH or not _is_writable(text):
+            raise DataError(
+                f"Row {row} of the {name} embeddings in {path} has a path that no file can have",
+                got=repr(text[:60]) + (f"... of {len(text):,} characters" if len(text) > 60 else ""),
+                expected=f"at most {_LONGEST_PATH} characters that this system can write, and no NUL",
+                fix="write it again; or leave the paths out",
+            )
+        place = Path(text) if text else path / f"row {row}"
+        first = rows.setdefault(place, row)
+        if first != row:
+            raise DataError(
+                f"{place} is the path of several rows of the {name} embeddings in {path}",
+                got=f"rows {first} and {row}",
+                expected="a path of its own in every row: rows of one path are taken for the same picture",
+                fix="leave the paths out where they name videos or tracklets; a row is then a picture of its own",
+            )
+    return list(rows)
+
+
+def _is_writable(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False

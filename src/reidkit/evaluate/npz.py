@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ class NpzFile:
             with self._archive.open(name + _SUFFIX) as stream:
                 values = npy.read_array(stream, allow_pickle=False)
                 stream.read(1)  # past the end: only there the sum of the bytes is checked
+            _check_text(values)
         except MemoryError:
             raise  # an honest array, and too large for this machine
         except Exception as error:
@@ -91,6 +93,12 @@ class NpzFile:
             expected="a file of np.savez",
             fix=_COPY_AGAIN,
         )
+
+
+def _check_text(values: np.ndarray) -> None:
+    """Refuses what Python could not even name in a message."""
+    if values.dtype.kind == "U" and (values.ravel().view(values.dtype.byteorder + "u4") > sys.maxunicode).any():
+        raise ValueError("text that is no Unicode")
 
 
 def _read_header(stream: IO[bytes] | io.BufferedIOBase) -> Header:

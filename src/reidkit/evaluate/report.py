@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from reidkit.errors import InputError
 from reidkit.evaluate.embedding import EmbeddedCrops, embed_split
 from reidkit.evaluate.embedding_cache import EmbeddingCache
 from reidkit.index.refinement import Refinement, refined
@@ -20,7 +21,6 @@ from reidkit.metrics.protocol import PROTOCOLS, Protocol
 from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, Scorer, has_match, walk
 from reidkit.metrics.roc import Roc, RocScorer, rate_text
 from reidkit.runtime.pipeline import OnUnreadable
-from reidkit.runtime.tta import with_tta
 from reidkit.types import DISTRACTOR, UNKNOWN_CAMERA, Crop, Embedder, Precision, Progress, Split, no_progress
 
 RANKS = (1, 5, 10)
@@ -161,11 +161,14 @@ class Report:
     def shares(self, measure: str) -> Float64[np.ndarray, " measured"]:
         """What each measured query contributes: the plain mean of these is the measure that is reported.
 
-        With one draw these are the values of the queries. With several, a draw in which few queries are valid gives each
-        of them more weight.
+        With one draw these are the values of the queries. With several, a query weighs more in a draw that has fewer
+        valid ones.
 
         Args:
             measure: "mAP", "mINP", "rank-1" and so on.
+
+        Raises:
+            InputError: there is no such measure.
         """
         table = self._by_draw(measure)
         weights = self.valid / np.isfinite(table).sum(axis=1, keepdims=True)
@@ -176,12 +179,23 @@ class Report:
 
         Args:
             measure: "mAP", "mINP", "rank-1" and so on.
+
+        Raises:
+            InputError: there is no such measure.
         """
         return mean_interval(self.shares(measure))
 
     def true_positive_rates(self) -> dict[float, float] | None:
         """At each of the false positive rates that were asked for; None where galleries are drawn."""
         return None if self.roc is None else {rate: self.roc.tpr(rate) for rate in self.rates}
+
+    def spread(self) -> dict[str, float]:
+        """Standard deviations of "mAP" and "rank-1" over the draws."""
+        values = {
+            "mAP": [ranking.mean_ap for ranking in self.rankings],
+            "rank-1": [ranking.cmc(1) for ranking in self.rankings],
+        }
+        return {name: float(np.std(each)) if np.ptp(each) else 0.0 for name, each in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `reid evaluate --json` writes them."""
@@ -194,7 +208,7 @@ class Report:
             "mINP": self.mean_inp,
             "rank": {str(rank): self.cmc(rank) for rank in self.ranks},
             "interval": {name: list(self.interval(name)) for name in measures},
-            "spread": self._spread() if self.draws > 1 else None,
+            "spread": self.spread() if self.draws > 1 else None,
             "tpr": None if rates is None else {rate_text(fpr): tpr for fpr, tpr in rates.items()},
             "camera_pairs": None if self.camera_pairs is None else self.camera_pairs.as_list(self.camera_names),
             "queries": {
@@ -227,22 +241,16 @@ class Report:
     def _mean(self, measure: Callable[[Ranking], float]) -> float:
         return float(np.mean([measure(ranking) for ranking in self.rankings]))
 
-    def _spread(self) -> dict[str, float]:
-        """Standard deviations over the draws."""
-        values = {
-            "mAP": [ranking.mean_ap for ranking in self.rankings],
-            "rank-1": [ranking.cmc(1) for ranking in self.rankings],
-        }
-        return {name: float(np.std(each)) if np.ptp(each) else 0.0 for name, each in values.items()}
-
     def _by_draw(self, measure: str) -> Float64[np.ndarray, "draws query"]:
         """A measure of each query in each draw; NaN where it is not valid."""
         if measure == "mAP":
             return np.array([ranking.average_precision for ranking in self.rankings])
         if measure == "mINP":
             return np.array([ranking.inverse_negative_penalty for ranking in self.rankings])
-        rank = int(measure.removeprefix("rank-"))
-        return np.array([np.where(each.valid, each.first_match <= rank, np.nan) for each in self.rankings])
+        rank = measure.removeprefix("rank-")
+        if not rank.isdecimal():
+            raise InputError("There is no such measure", got=measure, expected="mAP, mINP, rank-1, rank-2 and so on")
+        return np.array([np.where(each.valid, each.first_match <= int(rank), np.nan) for each in self.rankings])
 
 
 def evaluate(
@@ -275,19 +283,21 @@ def evaluate(
         batch_size: crops a call of the engine.
         threads: that decode.
         unreadable: what to do about a picture that cannot be decoded: "raise", or "skip" and count it.
-        cache: of this embedder's answers under this `tta`.
+        cache: opened for this embedder and this `tta`.
         memory: bytes that ranking may take, beside the embeddings.
         progress: over the crops of both subsets, while they are embedded.
         rank_progress: over the queries, while they are ranked.
 
     Raises:
+        ConfigError: there is no such augmentation, or the cache was opened for another embedder or `tta`.
         DataError: the split has no query or no gallery, or no picture of one can be decoded.
         ImageError: a picture cannot be decoded and `unreadable` is "raise".
         InputError: no query has a match, or an embedding is not finite.
     """
     query, gallery = embed_split(
-        with_tta(embedder, tta),
+        embedder,
         split,
+        tta=tta,
         batch_size=batch_size,
         threads=threads,
         unreadable=unreadable,
@@ -314,6 +324,7 @@ def rank_embedded(
     *,
     split: Split,
     embedded: EmbeddedBy,
+    dataset: str | None = None,
     protocol: Protocol = PROTOCOLS["market1501"],
     metric: Metric = "cosine",
     refinement: Refinement = Refinement(),
@@ -333,6 +344,7 @@ def rank_embedded(
         gallery: embeddings to be found.
         split: that both are of.
         embedded: what made the embeddings, for the report.
+        dataset: what the report calls the split; None takes the split's own name.
         protocol: of the field.
         metric: distance between embeddings.
         refinement: query expansion, database augmentation, re-ranking.
@@ -352,7 +364,7 @@ def rank_embedded(
     )
     drawn = protocol.draw != "nothing"
     places = DrawnScorer(ql, gl, protocol) if drawn else RankScorer(len(ql.pids))
-    roc = None if drawn else RocScorer(distances.shape, max_fpr=max(rates, default=0.0))
+    roc = None if drawn else RocScorer(ql, gl, max_fpr=max(rates, default=0.0), memory=memory)
     known = UNKNOWN_CAMERA not in ql.camids and UNKNOWN_CAMERA not in gl.camids
     pairs = CameraPairScorer(ql, gl) if known and not drawn else None
     every: list[Scorer] = [scorer for scorer in (places, roc, pairs, *scorers) if scorer is not None]
@@ -360,9 +372,9 @@ def rank_embedded(
     rankings = places.rankings() if isinstance(places, DrawnScorer) else (places.ranking(),)
     for ranking in rankings:
         ranking.require_valid("in the gallery from another camera" if protocol.junk else "in the gallery")
-    unmatched, lost = _not_to_be_measured(split, query, gallery, protocol)
+    unmatched, lost = _not_to_be_measured(split, query, gallery, protocol, relevances)
     return Report(
-        dataset=split.name,
+        dataset=split.name if dataset is None else dataset,
         embedded=embedded,
         protocol=protocol,
         metric=metric,
@@ -392,20 +404,20 @@ def _relevances(query: Sequence[Crop], gallery: Sequence[Crop], protocol: Protoc
 
 
 def _not_to_be_measured(
-    split: Split, query: EmbeddedCrops, gallery: EmbeddedCrops, protocol: Protocol
+    split: Split, query: EmbeddedCrops, gallery: EmbeddedCrops, protocol: Protocol, relevances: Relevances
 ) -> tuple[list[Crop], list[Crop]]:
-    """Queries that have no match in the split, and those that have one, but none that is readable."""
-    matched = _matched(split.query, split.gallery, protocol)
-    unmatched = [crop for crop in split.query if crop not in matched]
-    if not query.unreadable and not gallery.unreadable:
-        return unmatched, []
-    measurable = _matched(query.crops, gallery.crops, protocol)
-    return unmatched, [crop for crop in split.query if crop in matched and crop not in measurable]
+    """Queries that have no match in the split, and those that have one there, but none among what could be read."""
+    matched = measurable = _matched(query.crops, relevances)
+    if (query.crops, gallery.crops) != (split.query, split.gallery):
+        matched = _matched(split.query, _relevances(split.query, split.gallery, protocol))
+    return (
+        [crop for crop in split.query if crop not in matched],
+        [crop for crop in split.query if crop in matched and crop not in measurable],
+    )
 
 
-def _matched(query: Sequence[Crop], gallery: Sequence[Crop], protocol: Protocol) -> set[Crop]:
-    found = has_match(_relevances(query, gallery, protocol))
-    return {crop for crop, match in zip(query, found.tolist(), strict=True) if match}
+def _matched(query: Sequence[Crop], relevances: Relevances) -> set[Crop]:
+    return {crop for crop, match in zip(query, has_match(relevances).tolist(), strict=True) if match}
 
 
 def _names(crops: Sequence[Crop], split: Split) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ NO_NEIGHBOR = -1
 """In `Neighbors.indices`: nothing is left for this rank, because the rest of the gallery is excluded for the query."""
 
 BYTES_PER_PAIR = 28
-"""Memory that `smallest` takes for each column where all of a row are ties; it goes through one row at a time."""
+"""Memory that `smallest` takes for each column of a row where all of them are ties."""
 
 _GROUP = 64  # columns that share one minimum
 
@@ -57,8 +57,9 @@ def nearest(
         progress: told the number of queries done.
 
     Raises:
-        InputError: the gallery is empty, `top` is below 1, an exclusion is of another size, `memory` does not suffice
-            for one query, or the embeddings cannot be compared (see `reidkit.metrics.distance.compare`).
+        InputError: the gallery is empty, `top` is no whole number from 1, an exclusion is of another size, `memory`
+            does not suffice for one query, or the embeddings cannot be compared (see
+            `reidkit.metrics.distance.compare`).
     """
     distances = compare(query, gallery, metric)
     return nearest_by(distances, top=top, exclude=exclude, memory=memory, progress=progress)
@@ -80,18 +81,17 @@ def nearest_by(
     queries, gallery = distances.shape
     if gallery == 0:
         raise InputError("The gallery is empty", expected="at least one embedding", fix="add pictures to the gallery")
-    if top < 1:
-        raise InputError("top must be at least 1", got=top)
+    require_count("top", top)
     check_exclusions(exclude, distances.shape)
-    top = min(top, gallery)
+    top = min(int(top), gallery)
     indices = np.empty((queries, top), dtype=np.int64)
     found = np.empty((queries, top), dtype=np.float32)
     for rows, values in distance_blocks(distances, memory=memory, bytes_besides=BYTES_PER_PAIR * gallery):
         for query, row in enumerate(values, rows.start):
             row[excluded_rows(exclude, query)] = np.inf
-        indices[rows], found[rows] = smallest(values, top)
+            indices[query], found[query] = smallest(row, top)
+            indices[query, np.isinf(found[query])] = NO_NEIGHBOR
         progress(rows.stop, queries)
-    indices[np.isinf(found)] = NO_NEIGHBOR
     return Neighbors(indices, found)
 
 
@@ -105,23 +105,32 @@ class NearestScorer:
         top: how many to note; a smaller gallery gives all it has.
 
     Raises:
-        InputError: `top` is below 1.
+        InputError: `top` is no whole number from 1.
     """
 
     def __init__(self, shape: tuple[int, int], top: int) -> None:
-        if top < 1:
-            raise InputError("top must be at least 1", got=top)
+        require_count("top", top)
         queries, gallery = shape
         self._indices = np.full((queries, min(top, gallery)), NO_NEIGHBOR, dtype=np.int64)
         self._distances = np.full((queries, min(top, gallery)), np.inf, dtype=np.float32)
+
+    @property
+    def bytes_needed(self) -> int:
+        """See `reidkit.metrics.ranking.Scorer`: what was noted."""
+        return self._indices.nbytes + self._distances.nbytes
+
+    @property
+    def bytes_needed(self) -> int:
+        """Memory of the result."""
+        return self._indices.nbytes + self._distances.nbytes
 
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `reidkit.metrics.ranking.Scorer`."""
         row = distances.copy()
         row[found.left_out] = np.inf
-        indices, values = smallest(row[None], self._indices.shape[1])
-        self._indices[query] = np.where(np.isinf(values[0]), NO_NEIGHBOR, indices[0])
-        self._distances[query] = values[0]
+        indices, values = smallest(row, self._indices.shape[1])
+        self._indices[query] = np.where(np.isinf(values), NO_NEIGHBOR, indices)
+        self._distances[query] = values
 
     def neighbors(self) -> Neighbors:
         """What was noted."""
@@ -129,22 +138,28 @@ class NearestScorer:
 
 
 def smallest(
-    values: Float32[np.ndarray, "block gallery"], top: int
-) -> tuple[Int64[np.ndarray, "block top"], Float32[np.ndarray, "block top"]]:
-    """Columns of the `top` smallest values of each row, ascending, with the values; ties go to the first column.
+    row: Float32[np.ndarray, " gallery"], top: int
+) -> tuple[Int64[np.ndarray, " top"], Float32[np.ndarray, " top"]]:
+    """Columns of the `top` smallest values, ascending, with the values; ties go to the first column.
 
     Args:
-        values: without NaN.
+        row: without NaN.
         top: at least 1, at most the number of columns.
     """
-    indices = np.empty((len(values), top), dtype=np.int64)
-    found = np.empty((len(values), top), dtype=np.float32)
-    for row, columns, nearest_values in zip(values, indices, found, strict=True):
-        candidates = np.flatnonzero(row <= _bound(row, top))
-        near = row[candidates]
-        order = np.argsort(near, kind="stable")[:top]
-        columns[:], nearest_values[:] = candidates[order], near[order]
-    return indices, found
+    candidates = np.flatnonzero(row <= _bound(row, top))
+    near = row[candidates]
+    order = np.argsort(near, kind="stable")[:top]
+    return candidates[order], near[order]
+
+
+def require_count(name: str, value: object) -> None:
+    """Refuses what is no number of things.
+
+    Raises:
+        InputError: `value`, an argument of that name, is no whole number or below 1.
+    """
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} must be a whole number, 1 or above", got=value)
 
 
 def _bound(row: np.ndarray, top: int) -> np.float32:

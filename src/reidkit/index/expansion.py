@@ -7,8 +7,16 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from reidkit.errors import InputError
-from reidkit.index.exact import Neighbors, nearest_by
-from reidkit.metrics.distance import MEMORY, EmbeddingDistances, Metric, Prepared, compare, prepare
+from reidkit.index.exact import Neighbors, nearest_by, require_count
+from reidkit.metrics.distance import (
+    MEMORY,
+    EmbeddingDistances,
+    Metric,
+    Prepared,
+    prepare,
+    prepare_both,
+    to_unit_length,
+)
 from reidkit.metrics.junk import Exclusion
 from reidkit.types import Progress, no_progress
 
@@ -43,15 +51,16 @@ def expand_queries(
         progress: told the number of queries whose neighbours are known.
 
     Raises:
-        InputError: `neighbors` is below 1 or above the gallery, `alpha` is negative, the embeddings around a query
-            cancel out under `cosine`, the embeddings cannot be compared (see `reidkit.metrics.distance.compare`) or,
-            where alpha is above 0, one is zero and has no cosine.
+        InputError: `neighbors` is no whole number from 1 to the size of the gallery, `alpha` is negative, the
+            embeddings around a query cancel out under `cosine`, the embeddings cannot be compared (see
+            `reidkit.metrics.distance.compare`) or, where alpha is above 0, one is zero and has no cosine.
     """
-    asked, searched = prepare(query, metric, "query"), prepare(gallery, metric, "gallery")
-    distances = compare(asked.values, searched.values, metric)
-    _check(neighbors, alpha, distances.shape[1], "gallery crops")
+    asked, searched = prepare_both(query, gallery, metric)
+    _check(neighbors, alpha, len(gallery), "gallery crops")
+    directions = (to_unit_length(asked, "query"), to_unit_length(searched, "gallery")) if alpha else None
+    distances = EmbeddingDistances(asked, searched)
     found = nearest_by(distances, top=neighbors, memory=memory, progress=progress)
-    return _means(asked, searched, found, alpha, "query")
+    return _means((asked, searched), directions, alpha, found, "query")
 
 
 def augment_gallery(
@@ -79,20 +88,20 @@ def augment_gallery(
         progress: told the number of embeddings whose neighbours are known.
 
     Raises:
-        InputError: `neighbors` is below 1 or not below the size of the gallery; else as `expand_queries`.
+        InputError: `neighbors` is no whole number from 1 to below the size of the gallery; else as `expand_queries`.
     """
     prepared = prepare(gallery, metric, "gallery")
-    distances = EmbeddingDistances(prepared, prepared)
-    count = distances.shape[1]
+    count = len(gallery)
     _check(neighbors, alpha, count - 1, "others in the gallery")
+    direction = to_unit_length(prepared, "gallery") if alpha else None
     itself = Exclusion((count, count), lambda row: np.array([row], dtype=np.int64))
+    distances = EmbeddingDistances(prepared, prepared)
     found = nearest_by(distances, top=neighbors, exclude=[itself], memory=memory, progress=progress)
-    return _means(prepared, prepared, found, alpha, "gallery")
+    return _means((prepared, prepared), direction and (direction, direction), alpha, found, "gallery")
 
 
 def _check(neighbors: int, alpha: float, available: int, what: str) -> None:
-    if neighbors < 1:
-        raise InputError("neighbors must be at least 1", got=neighbors)
+    require_count("neighbors", neighbors)
     if neighbors > available:
         raise InputError(
             "neighbors is larger than the gallery",
@@ -104,30 +113,44 @@ def _check(neighbors: int, alpha: float, available: int, what: str) -> None:
         raise InputError("alpha must be a finite number, 0 or above", got=alpha)
 
 
-def _means(own: Prepared, others: Prepared, found: Neighbors, alpha: float, name: str) -> np.ndarray:
-    """Weighted means of embeddings and their neighbours; `name` is what to call the embeddings in a message."""
-    unit_own, unit_others = own, others
-    if alpha and own.scales is None:
-        unit_own, unit_others = prepare(own.values, "cosine", name), prepare(others.values, "cosine", "gallery")
+def _means(
+    tables: tuple[Prepared, Prepared],
+    directions: tuple[Prepared, Prepared] | None,
+    alpha: float,
+    found: Neighbors,
+    name: str,
+) -> np.ndarray:
+    """Weighted means of embeddings and their neighbours.
+
+    Args:
+        tables: the embeddings, and the others that `found` numbers.
+        directions: both of length 1, to weigh neighbours by; None weighs all alike.
+        alpha: the power of a weight.
+        found: the neighbours.
+        name: what to call the embeddings in a message.
+    """
+    own, others = tables
     means = np.empty(own.values.shape, dtype=np.float32)
     rows = max(1, _CACHED // own.values.shape[1])
     for start in range(0, len(means), rows):
         part = slice(start, min(start + rows, len(means)))
-        total, weights = means[part], np.ones((part.stop - start, 1), dtype=np.float32)
+        total, weights = means[part], np.ones((part.stop - start, 1))
         total[:] = own.rows(part)
         for near in found.indices[part].T:
-            weight = np.float32(1)
-            if alpha:
-                weight = _similarity(unit_own.rows(part), unit_others.rows(near)) ** np.float32(alpha)
-            total += weight * others.rows(near)
+            weight = np.ones_like(weights)
+            if directions is not None:
+                weight = _weights(directions[0].rows(part), directions[1].rows(near), alpha)
+            total += weight.astype(np.float32) * others.rows(near)
             weights += weight
         total /= weights
     return means if own.scales is None else _to_unit_length(means, name)
 
 
-def _similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Cosines of pairs of unit vectors where above 0, as a column."""
-    return np.maximum(np.einsum("nd,nd->n", one, other), 0)[:, None]
+def _weights(one: np.ndarray, other: np.ndarray, alpha: float) -> np.ndarray:
+    """Powers of the cosines of pairs of unit vectors, 0 where they are not above 0, as a column."""
+    cosines = np.einsum("nd,nd->n", one, other).astype(np.float64)
+    np.minimum(cosines, 1, out=cosines)  # rounding would grow with alpha
+    return np.power(cosines, alpha, out=np.zeros_like(cosines), where=cosines > 0)[:, None]
 
 
 def _to_unit_length(means: np.ndarray, name: str) -> np.ndarray:

@@ -22,7 +22,7 @@ _FEW = 12
 """So many differing queries or fewer: all their signs are tried, 4,096 ways at most."""
 
 _ROUNDING = 1e-12
-"""Share of all absolute differences by which two sums of the same terms may differ in float64."""
+"""By this share two numbers of one definition may differ in float64: values, or sums in another order."""
 
 
 class Interval(NamedTuple):
@@ -66,12 +66,12 @@ def mean_interval(
         seed: of the random numbers.
 
     Raises:
-        InputError: no values, NaN or infinite ones, a level that is none, or no samples.
+        InputError: no values, NaN or infinite ones, a level that is none, no samples, or a negative seed.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
     _check_values(values, "values")
-    _check_options(level, samples)
+    _check_options(level, samples, seed)
     rng = np.random.default_rng(seed)
     means = np.empty(samples)
     for block in _blocks(samples, len(values)):
@@ -96,6 +96,8 @@ def paired_difference(
     where count of the draws have a mean as far from 0 as the one seen, or farther; so it is never below
     1 / (samples + 1). Where 12 queries or fewer differ, all signs are tried, and it is exact.
 
+    Values that differ by rounding (1e-12 of themselves) are equal.
+
     Args:
         a: of each query.
         b: of the same queries, in the same order.
@@ -115,7 +117,7 @@ def paired_difference(
         )
     _check_values(a, "values of a")
     _check_values(b, "values of b")
-    difference = b - a
+    difference = np.where(np.isclose(a, b, rtol=_ROUNDING, atol=0), 0, b - a)
     return PairedDifference(
         difference=float(difference.mean()),
         interval=mean_interval(difference, level=level, samples=samples, seed=seed),
@@ -161,8 +163,10 @@ def _check_values(values: Float64[np.ndarray, " n"], name: str) -> None:
         )
 
 
-def _check_options(level: float, samples: int) -> None:
+def _check_options(level: float, samples: int, seed: int) -> None:
     if not 0 < level < 1:
         raise InputError("The level of a confidence interval is a share", got=level, expected="above 0 and below 1")
     if samples < 1:
         raise InputError("The number of samples must be at least 1", got=samples)
+    if seed < 0:
+        raise InputError("The seed of random numbers must be 0 or above", got=seed)

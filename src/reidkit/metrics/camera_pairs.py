@@ -85,6 +85,11 @@ class CameraPairScorer:
         self._sums = np.zeros(shape)
         self._counts = np.zeros(shape, dtype=np.int64)
 
+    @property
+    def bytes_needed(self) -> int:
+        """See `reidkit.metrics.ranking.Scorer`; the result is of the size of the sums."""
+        return self._row.nbytes + self._column.nbytes + 2 * self._place.nbytes + 4 * self._sums.nbytes
+
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `reidkit.metrics.ranking.Scorer`."""
         matches, left_out = self._by_camera(found.matches), self._by_camera(found.left_out)
@@ -99,8 +104,7 @@ class CameraPairScorer:
         """What was noted."""
         missing = np.full(self._sums.shape, np.nan)
         mean_ap = np.divide(self._sums, self._counts, out=missing, where=self._counts > 0)
-        asking, asked = self._query_cameras.astype(np.int64), self._gallery_cameras.astype(np.int64)
-        return CameraPairs(asking, asked, mean_ap, self._counts.copy())
+        return CameraPairs(self._query_cameras, self._gallery_cameras, mean_ap, self._counts.copy())
 
     def _by_camera(self, rows: GalleryRows) -> dict[int, GalleryRows]:
         """Of gallery rows, the places among the crops of their camera, by its column; ascending."""

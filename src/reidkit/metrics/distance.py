@@ -1,18 +1,19 @@
 """Distances between embeddings; smaller is closer. Axes: `query` rows, `gallery` columns, `dim` wide.
 
 A gallery is never compared as a whole: `Distances` gives a block of query rows at a time, and `distance_blocks`
-makes the blocks as large as a limit of memory allows. A matrix product rounds differently at its edges, so the last bit of a
-distance can depend on the size of the blocks. Gallery embeddings that are equal, bit for bit, are equally far all the
-same.
+makes the blocks as large as a limit of memory allows. A matrix product rounds differently at its edges, so the last bit
+of a distance can depend on the size of the blocks. Gallery embeddings of the same numbers are equally far all
+the same.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped, UInt64
 
 from reidkit.errors import InputError, require_one_of
 
@@ -25,10 +26,14 @@ MEMORY = 1 << 30
 
 _MAX_PAIRS = 1 << 31
 _MAX_ROWS = 1024  # a larger block is no faster, and progress would come in leaps
+_ZERO = np.float32(0)  # added to -0.0 it makes 0.0, which has other bits
 _CHUNK = 16 << 20  # bytes of embeddings that are converted at a time
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) / 5  # of a length: (a + b)² at most has to stay finite in float32
 _SMALLEST_SQUARE = 1e-30  # of a length; below it float32 loses digits or all of it
-_SHORTEST = 1e-30  # length that has a cosine: the products with a shorter one lose digits
+_SHORTEST = {
+    "cosine": 1e-30,
+    "euclidean": 1e-15,
+}  # length but 0; products with a shorter one, or its square, lose digits
 
 
 @runtime_checkable
@@ -112,15 +117,24 @@ class Prepared:
     Attributes:
         values: float16 or float32, as they came; float64 is rounded.
         scales: 1 over the Euclidean length of each row under cosine; None where lengths count.
+        squares: of the length of each row as it came.
+        sums: of the bits of each row in float32; rows of equal numbers have one sum, and few others have.
     """
 
     values: Float[np.ndarray, "n dim"]
     scales: Float32[np.ndarray, " n"] | None
+    squares: Float32[np.ndarray, " n"]
+    sums: UInt64[np.ndarray, " n"]
 
     @property
     def converts(self) -> bool:
         """Whether `rows` is a copy because the values are float16."""
         return self.values.dtype != np.float32
+
+    @property
+    def bytes_converted(self) -> int:
+        """Memory that `put_distances` to all rows takes: for a part of them in float32, where they are converted."""
+        return min(_CHUNK, 4 * self.values.size) if self.converts else 0
 
     def rows(self, which: slice | np.ndarray) -> Float32[np.ndarray, "m dim"]:
         """Some rows in float32, of length 1 under cosine; not to be changed."""
@@ -139,45 +153,42 @@ def prepare(embeddings: Shaped[np.ndarray, "..."], metric: Metric, name: str) ->
     Raises:
         ConfigError: there is no such metric.
         InputError: not two axes, no floating-point numbers, NaN or infinite values, values too large to compare in
-            float32, or, under `cosine`, a vector that is zero or next to it.
+            float32, vectors too short for it, or, under `cosine`, zero ones.
     """
     require_one_of("metric", metric, get_args(Metric))
-    if embeddings.ndim != 2 or embeddings.shape[1] == 0 or embeddings.dtype.kind != "f":
+    if not _is_table(embeddings) or embeddings.shape[1] == 0:
         raise InputError(
             f"The {name} embeddings are no table of floating-point numbers",
-            got=f"{embeddings.dtype} {embeddings.shape}",
+            got=_description(embeddings),
             expected="float16 or float32 (n, dim)",
         )
     values = np.ascontiguousarray(embeddings if embeddings.dtype.itemsize <= 4 else _rounded(embeddings))
-    squares = squared_lengths(values)
-    usable = squares <= _LARGEST_SQUARE
-    if not usable.all():
-        raise _unusable(embeddings, usable, name)
-    return Prepared(values, None if metric == "euclidean" else 1 / _lengths(values, squares, name))
-
-
-def squared_lengths(values: Float[np.ndarray, "n dim"]) -> Float32[np.ndarray, " n"]:
-    """Squares of the Euclidean lengths of rows; not finite where a value is not, or the square leaves float32."""
-    found = np.empty(len(values), dtype=np.float32)
+    squares, sums = np.empty(len(values), dtype=np.float32), np.empty(len(values), dtype=np.uint64)
     with np.errstate(over="ignore", invalid="ignore"):
         for part in _chunks(values):
             piece = values[part].astype(np.float32, copy=False)
-            np.einsum("nd,nd->n", piece, piece, out=found[part])
-    return found
+            np.einsum("nd,nd->n", piece, piece, out=squares[part])
+            np.sum((piece + _ZERO).view(np.uint32), axis=1, dtype=np.uint64, out=sums[part])
+    usable = squares <= _LARGEST_SQUARE
+    if not usable.all():
+        raise _unusable(embeddings, usable, name)
+    lengths = _lengths(embeddings, squares, metric, name)
+    return Prepared(values, 1 / lengths if metric == "cosine" else None, squares, sums)
 
 
-def compare(
-    query: Shaped[np.ndarray, "..."], gallery: Shaped[np.ndarray, "..."], metric: Metric = "cosine"
-) -> "EmbeddingDistances":
-    """Distances of every query to every gallery embedding, computed a block at a time, in float32.
+def to_unit_length(prepared: Prepared, name: str) -> Prepared:
+    """The same embeddings under cosine.
 
-    `cosine` is 1 minus the cosine, 0 to 2. `euclidean` is the length of the difference, 0 or above, taken from lengths
-    and product: one below about 1/1000 of the lengths is rounding and little else.
+    Raises:
+        InputError: one has length zero, or is too short.
+    """
+    return replace(prepared, scales=1 / _lengths(prepared.values, prepared.squares, "cosine", name))
 
-    Args:
-        query: (n, dim), float16 or float32; not copied.
-        gallery: likewise, of the same width; the two may differ in type.
-        metric: to compare by.
+
+def prepare_both(
+    query: Shaped[np.ndarray, "..."], gallery: Shaped[np.ndarray, "..."], metric: Metric
+) -> tuple[Prepared, Prepared]:
+    """Checks embeddings that are to be compared with each other; see `compare`.
 
     Raises:
         InputError: the widths differ, or what `prepare` refuses.
@@ -189,7 +200,30 @@ def compare(
             got=f"{query.shape[1]} and {gallery.shape[1]}",
             expected="embeddings of one model",
         )
-    return EmbeddingDistances(asked, searched)
+    return asked, searched
+
+
+def compare(
+    query: Shaped[np.ndarray, "..."], gallery: Shaped[np.ndarray, "..."], metric: Metric = "cosine"
+) -> "EmbeddingDistances":
+    """Distances of every query to every gallery embedding, computed a block at a time, in float32.
+
+    `cosine` is 1 minus the cosine, 0 to 2. `euclidean` is the length of the difference, 0 or above. Its square is taken
+    from lengths and product, and is off by up to 2 millionths of the squared lengths. So of two crops whose squared
+    distances differ by less, either may come first, and a distance below about 1/700 of the lengths is rounding and
+    little else. What all embeddings have in common adds to the lengths alone: where they lie far from zero and close
+    together, subtract the mean of the gallery from both first.
+
+    Args:
+        query: (n, dim), float16 or float32. Copied are float64, which is rounded to float32, and rows or numbers that
+            do not lie one after the other in memory (column-major, strided, reversed).
+        gallery: likewise, of the same width; the two may differ in type.
+        metric: to compare by.
+
+    Raises:
+        InputError: the widths differ, or what `prepare` refuses.
+    """
+    return EmbeddingDistances(*prepare_both(query, gallery, metric))
 
 
 class EmbeddingDistances:
@@ -202,8 +236,9 @@ class EmbeddingDistances:
 
     def __init__(self, query: Prepared, gallery: Prepared) -> None:
         self._query, self._gallery = query, gallery
-        self._squares = squared_lengths(gallery.values) if gallery.scales is None else np.empty(0, dtype=np.float32)
-        self._repeats, self._originals = _repeats(gallery.values)
+        first = first_of_equals(gallery)
+        self._repeats = np.flatnonzero(first != np.arange(len(first)))
+        self._originals = first[self._repeats]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -217,23 +252,49 @@ class EmbeddingDistances:
 
     @property
     def bytes_fixed(self) -> int:
-        """Of `block`: a part of the gallery in float32, where it has to be converted."""
-        return min(_CHUNK, 4 * self._gallery.values.size) if self._gallery.converts else 0
+        """Of `block`: what conversion takes, and the distances of repeats in one row."""
+        return self._gallery.bytes_converted + 4 * len(self._repeats)
 
     def block(self, rows: slice, out: Block | None = None) -> Block:
         """Distances of some queries; see `Distances`."""
-        query, gallery = self._query.rows(rows), self._gallery.values
-        distances = np.empty((len(query), len(gallery)), dtype=np.float32) if out is None else out
-        for part in _chunks(gallery) if self._gallery.converts else [slice(None)]:
-            np.matmul(query, gallery[part].astype(np.float32, copy=False).T, out=distances[:, part])
-        for row, square in zip(distances, squared_lengths(query), strict=True):  # a row at a time stays in the cache
-            if self._gallery.scales is None:
-                _to_euclidean(row, square, self._squares)
-            else:
-                _to_cosine(row, self._gallery.scales)
-            if len(self._repeats):
+        count = rows.stop - rows.start
+        distances = np.empty((count, self.shape[1]), dtype=np.float32) if out is None else out
+        put_distances(self._query, rows, self._gallery, distances)
+        if len(self._repeats):
+            for row in distances:
                 row[self._repeats] = row[self._originals]
         return distances
+
+
+def put_distances(query: Prepared, rows: slice, gallery: Prepared, out: Block) -> None:
+    """Puts the distances of some queries to the whole gallery into an array; equal embeddings may differ by rounding.
+
+    It takes 8 bytes for each value of the queries, and the gallery's `bytes_converted`.
+    """
+    values, asked = gallery.values, query.rows(rows)
+    for part in _chunks(values) if gallery.converts else [slice(None)]:
+        np.matmul(asked, values[part].astype(np.float32, copy=False).T, out=out[:, part])
+    for row, square in zip(out, query.squares[rows], strict=True):  # a row at a time stays in the cache
+        if gallery.scales is None:
+            _to_euclidean(row, square, gallery.squares)
+        else:
+            _to_cosine(row, gallery.scales)
+
+
+def first_of_equals(*tables: Prepared) -> Int64[np.ndarray, " rows"]:
+    """For each row of tables, one after the other, the first row of the same numbers in float32, or itself."""
+    sums = np.concatenate([table.sums for table in tables])
+    _, group, sizes = np.unique(sums, return_inverse=True, return_counts=True)
+    candidates = sizes[group] > 1  # only rows of one sum are looked at in full
+    first = np.arange(len(sums))
+    seen: dict[bytes, int] = {}
+    start = 0
+    for table in tables:
+        for row in np.flatnonzero(candidates[start : start + len(table.values)]).tolist():
+            values = table.values[row].astype(np.float32) + _ZERO
+            first[start + row] = seen.setdefault(hashlib.blake2b(values, digest_size=16).digest(), start + row)
+        start += len(table.values)
+    return first
 
 
 def given(matrix: Shaped[np.ndarray, "..."]) -> "GivenDistances":
@@ -245,10 +306,10 @@ def given(matrix: Shaped[np.ndarray, "..."]) -> "GivenDistances":
     Raises:
         InputError: not two axes, no floating-point numbers, empty, or NaN or infinite values, in float32.
     """
-    if matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.size == 0:
+    if not _is_table(matrix) or matrix.size == 0:
         raise InputError(
             "The distances are no table of floating-point numbers",
-            got=f"{matrix.dtype} {matrix.shape}",
+            got=_description(matrix),
             expected="float32 (query, gallery), at least one each",
         )
     for row, values in enumerate(matrix):
@@ -338,41 +399,35 @@ def _rounded(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32, copy=False)
 
 
-def _lengths(values: np.ndarray, squares: np.ndarray, name: str) -> np.ndarray:
-    """Euclidean lengths of rows, none so short that it has no cosine."""
+def _is_table(values: object) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "f"
+
+
+def _description(values: object) -> str:
+    return f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else f"{type(values).__name__}, no array"
+
+
+def _lengths(embeddings: np.ndarray, squares: np.ndarray, metric: Metric, name: str) -> np.ndarray:
+    """Euclidean lengths of rows, none so short that float32 cannot compare it."""
     lengths = np.sqrt(squares)
     for row in np.flatnonzero(squares < _SMALLEST_SQUARE):
-        lengths[row] = np.linalg.norm(values[row].astype(np.float64))
-        if lengths[row] == 0:
+        # In float64, of the numbers as they came: those that float32 takes for zero may not be.
+        lengths[row] = length = math.hypot(*embeddings[row].tolist())
+        if length == 0 and metric == "cosine":
             raise InputError(
                 f"A {name} embedding has length zero, so it has no cosine",
                 got=f"row {row}",
                 expected="non-zero embeddings",
                 fix="use the Euclidean metric, or check the model on that crop",
             )
-        if lengths[row] < _SHORTEST:
+        if 0 < length < _SHORTEST[metric]:
             raise InputError(
-                f"A {name} embedding is too short to have a cosine in float32",
-                got=f"row {row}, of length {lengths[row]:.3g}",
-                expected=f"lengths of {_SHORTEST:.0e} at least",
+                f"A {name} embedding is too short to compare in float32 ({metric})",
+                got=f"row {row}, of length {length:.3g}",
+                expected=f"lengths of {_SHORTEST[metric]:.0e} at least",
                 fix="check the model on that crop, or scale the embeddings up",
             )
     return lengths
-
-
-def _repeats(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that repeat an earlier one, bit for bit, and the first such row of each."""
-    # Whole numbers have one sum in whatever order they are added. Only rows of one sum are looked at in full.
-    sums = values.view(f"u{values.itemsize}").sum(axis=1, dtype=np.uint64)
-    _, group, sizes = np.unique(sums, return_inverse=True, return_counts=True)
-    first: dict[bytes, int] = {}
-    pairs = []
-    for row in np.flatnonzero(sizes[group] > 1).tolist():
-        original = first.setdefault(hashlib.blake2b(values[row], digest_size=16).digest(), row)
-        if original != row:
-            pairs.append((row, original))
-    repeats, originals = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return repeats, originals
 
 
 def _unusable(embeddings: np.ndarray, usable: np.ndarray, name: str) -> InputError:

@@ -20,7 +20,7 @@ Axes: `draws`, `identities` of the gallery, `query` rows, `gallery` columns, `di
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 
 from reidkit.errors import InputError
 from reidkit.metrics.junk import GalleryRows, Labels
@@ -32,7 +32,7 @@ from reidkit.types import DISTRACTOR
 class DrawnScorer:
     """Notes where the match of each query stands in every drawn gallery.
 
-    Memory: 8 bytes for each query and draw; about 32 for each identity and draw, and for each gallery crop.
+    Memory: 16 bytes for each query and draw, 24 for each identity and draw, and 8 for each gallery crop.
 
     Args:
         query: whom the queries show.
@@ -41,7 +41,7 @@ class DrawnScorer:
         seed: of the random numbers.
 
     Raises:
-        InputError: the protocol draws nothing.
+        InputError: the protocol draws nothing, or the seed is negative.
     """
 
     def __init__(self, query: Labels, gallery: Labels, protocol: Protocol, *, seed: int = 0) -> None:
@@ -52,6 +52,8 @@ class DrawnScorer:
                 expected="'per query' or 'gallery', once or more",
                 fix="measure it with reidkit.metrics.ranking.RankScorer",
             )
+        if seed < 0:
+            raise InputError("The seed of random numbers must be 0 or above", got=seed)
         self._crops = _crops_by_identity(gallery)
         self._pids = query.pids
         self._draws, self._seed = protocol.draws, seed
@@ -59,6 +61,12 @@ class DrawnScorer:
         self._whole = RankScorer(len(query.pids))  # of the gallery, for "per query"
         everywhere = protocol.draw == "gallery"
         self._gallery = self._crops.draw(np.random.default_rng(seed), protocol.draws) if everywhere else None
+
+    @property
+    def bytes_needed(self) -> int:
+        """See `reidkit.metrics.ranking.Scorer`."""
+        drawing = 24 * self._draws * len(self._crops.pids)
+        return 2 * self._first.nbytes + self._whole.bytes_needed + self._crops.rows.nbytes + drawing
 
     @property
     def gallery(self) -> int:
@@ -102,7 +110,7 @@ class _CropsByIdentity:
         distractors: gallery rows.
     """
 
-    pids: Shaped[np.ndarray, " identities"]
+    pids: Int64[np.ndarray, " identities"]
     counts: Int64[np.ndarray, " identities"]
     rows: GalleryRows
     distractors: Int64[np.ndarray, " distractors"]

@@ -26,11 +26,11 @@ class Labels:
     """Identity and camera of each row of a set of embeddings; the values are those of `Crop`.
 
     Attributes:
-        pids: whole numbers, one per crop.
+        pids: whole numbers of any type, one per crop; held as int64.
         camids: likewise.
 
     Raises:
-        InputError: they are no whole numbers (names, say), have more than one axis, or differ in number.
+        InputError: they are no whole numbers (names, say), too large, have more than one axis, or differ in number.
     """
 
     pids: Shaped[np.ndarray, "..."]
@@ -38,6 +38,8 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name, values in (("identities", self.pids), ("cameras", self.camids)):
+            if not isinstance(values, np.ndarray):
+                raise InputError(f"The {name} are no array", got=type(values).__name__, expected="integers (n,)")
             if values.ndim != 1 or values.dtype.kind not in "iu":
                 example = "".join(f", such as {value!r}" for value in values.ravel()[:1].tolist())
                 raise InputError(
@@ -46,6 +48,16 @@ class Labels:
                     expected="integers (n,)",
                     fix="number them over query and gallery together: np.unique(names, return_inverse=True)",
                 )
+            if len(values) and values.max() > np.iinfo(np.int64).max:
+                raise InputError(
+                    f"The {name} are too large for 64 bits",
+                    got=values.max(),
+                    expected="numbers below 2^63",
+                    fix="number them over query and gallery together: np.unique(names, return_inverse=True)",
+                )
+        # Numbers of two types are compared as float64, which takes some for equal that are not.
+        object.__setattr__(self, "pids", self.pids.astype(np.int64, copy=False))
+        object.__setattr__(self, "camids", self.camids.astype(np.int64, copy=False))
         if len(self.pids) != len(self.camids):
             raise InputError(
                 "Identities and cameras differ in number",
@@ -80,14 +92,15 @@ def rows_by_identity(labels: Labels) -> Mapping[int, GalleryRows]:
     return dict(zip(pids.tolist(), np.split(order, starts)[1:], strict=True))
 
 
-def same_camera(query: Labels, gallery: Labels) -> Exclusion:
+def same_camera(query: Labels, gallery: Labels, identities: Mapping[int, GalleryRows] | None = None) -> Exclusion:
     """Excludes junk under the Market-1501 protocol: the same identity, seen by the same camera, both of them known.
 
     Args:
         query: of the query embeddings, in their order.
         gallery: likewise.
+        identities: `rows_by_identity` of the gallery; None makes them.
     """
-    of = partial(_same_camera, query, gallery, rows_by_identity(gallery))
+    of = partial(_same_camera, query, gallery, rows_by_identity(gallery) if identities is None else identities)
     return Exclusion((len(query.pids), len(gallery.pids)), of)
 
 
@@ -116,11 +129,27 @@ def same_file(query: Sequence[Path | str], gallery: Sequence[Path | str]) -> Exc
 
 
 def excluded_rows(exclude: Sequence[Exclusion], row: int) -> GalleryRows:
-    """Gallery rows that any of the exclusions leaves out for a query; ascending, each once."""
-    found = [rows for rows in (exclusion.of(row) for exclusion in exclude) if len(rows)]
+    """Gallery rows that any of the exclusions leaves out for a query; ascending, each once.
+
+    Raises:
+        InputError: what an exclusion gives is no such rows.
+    """
+    found = [rows for rows in (_checked_rows(exclusion, row) for exclusion in exclude) if len(rows)]
     if len(found) > 1:
         return np.unique(np.concatenate(found))
     return found[0] if found else NO_ROWS
+
+
+def _checked_rows(exclusion: Exclusion, row: int) -> GalleryRows:
+    rows, gallery = exclusion.of(row), exclusion.shape[1]
+    if len(rows) and (rows[0] < 0 or rows[-1] >= gallery or (rows[1:] <= rows[:-1]).any()):
+        raise InputError(
+            f"An exclusion gives no ascending gallery rows for query row {row}",
+            got=np.array2string(rows, threshold=8),
+            expected=f"rows from 0 to {gallery - 1}, ascending, each once",
+            fix="np.unique(rows)",
+        )
+    return rows
 
 
 def check_exclusions(exclude: Sequence[Exclusion], shape: tuple[int, int]) -> None:

@@ -37,7 +37,9 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         for protocol in (
             Protocol("market1501", True, "nothing", 1, "Zheng et al., ICCV 2015; also DukeMTMC, MSMT17, CUHK03-NP"),
             Protocol("cuhk03-single-shot", True, "per query", 10, "Li et al., CVPR 2014; mAP over the whole gallery"),
-            Protocol("camera-less", False, "nothing", 1, "every crop of the identity is a match, whatever its camera"),
+            Protocol(
+                "camera-less", False, "nothing", 1, "as image retrieval does: no crop is junk, whatever its camera"
+            ),
             Protocol("veri776", True, "nothing", 1, "Liu et al., ECCV 2016, from image to image"),
             Protocol("vehicleid", False, "gallery", 10, "Liu et al., CVPR 2016; the crops that are not drawn ask"),
         )

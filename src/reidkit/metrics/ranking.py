@@ -8,6 +8,11 @@ and everybody else, distractors included, is wrong. A query without a match is i
 
 Only the order of distances matters. Where a wrong crop is exactly as far as a match, the wrong one ranks first: a model
 that cannot tell them apart gains nothing from it, and the result does not depend on the order of the gallery.
+
+Average precision is the mean of the precision at the matches, as torchreid and fast-reid have it. The MATLAB code that
+came with Market-1501 joins the points of the curve of precision over recall by straight lines (the trapezoid rule): at
+each match it takes the mean of the precision there and just before it, 1 before the first crop. That is never more
+than ours, and less wherever a wrong crop stands before a match: mAPs of the two kinds cannot be compared.
 """
 
 from collections.abc import Sequence
@@ -33,6 +38,9 @@ from reidkit.types import UNKNOWN_IDENTITY, Progress, no_progress
 
 _FEW = 8
 """Picking one row in so many out is faster than sorting all of them."""
+
+_BYTES_PER_CROP = 64
+"""That a scorer may take for each gallery crop while it looks at a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,14 @@ class Ranking:
 class Scorer(Protocol):
     """A measure that is taken while one walks over the queries; its result is its own affair."""
 
+    @property
+    def bytes_needed(self) -> int:
+        """Memory that it takes from the first query to its result, at most; known before the first.
+
+        What it takes for a moment to look at one query need not be in it, up to 64 bytes for each gallery crop.
+        """
+        ...
+
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: "Relevance") -> None:
         """Takes note of one query.
 
@@ -130,6 +146,8 @@ class Relevance:
 class Relevances:
     """What the gallery is to each query.
 
+    Memory: about 8 bytes for each gallery crop, and 250 for each of its identities.
+
     Args:
         query: whom the queries show, and where.
         gallery: likewise; DISTRACTOR is nobody who is asked for.
@@ -146,11 +164,15 @@ class Relevances:
         self.shape = (len(query.pids), len(gallery.pids))
         self._pids = query.pids
         self._identities = rows_by_identity(gallery)
-        self._exclude = (*((same_camera(query, gallery),) if junk else ()), *exclude)
+        self._exclude = (*((same_camera(query, gallery, self._identities),) if junk else ()), *exclude)
         check_exclusions(self._exclude, self.shape)
 
     def of(self, query: int) -> Relevance:
-        """What the gallery is to one query row."""
+        """What the gallery is to one query row.
+
+        Raises:
+            InputError: an exclusion gives no gallery rows, or not in ascending order.
+        """
         same = self._identities.get(int(self._pids[query]), NO_ROWS)
         left_out = excluded_rows(self._exclude, query)
         if len(left_out) and len(same):
@@ -168,16 +190,20 @@ def walk(
 ) -> None:
     """Shows every query to every scorer, in order; the distances are made once, a block of queries at a time.
 
+    The last bit of a distance of real-valued embeddings can depend on the size of the blocks (see
+    `reidkit.metrics.distance`), and so on the limit of memory: of two crops that are equally far but for that bit,
+    either may come first.
+
     Args:
         distances: of the queries to the gallery.
         relevances: of the same queries and gallery.
         scorers: that take note.
-        memory: bytes that a block of distances may take, beside the embeddings and what the scorers keep.
+        memory: bytes that a block of distances and the scorers may take, beside embeddings and labels.
         progress: told the number of queries done.
 
     Raises:
-        InputError: no queries or no gallery, distances and labels that differ in number, or a limit of memory below
-            one query.
+        InputError: no queries or no gallery, distances and labels that differ in number, an exclusion that gives no
+            rows, or a limit of memory that does not suffice for the scorers and one query.
     """
     for name, count, labels in zip(("query", "gallery"), distances.shape, relevances.shape, strict=True):
         if count == 0:
@@ -188,7 +214,8 @@ def walk(
                 got=f"{count} and {labels}",
                 expected="one label per embedding",
             )
-    for rows, block in distance_blocks(distances, memory=memory):
+    besides = sum(scorer.bytes_needed for scorer in scorers) + _BYTES_PER_CROP * distances.shape[1]
+    for rows, block in distance_blocks(distances, memory=memory, bytes_besides=besides):
         for query, row in enumerate(block, rows.start):
             found = relevances.of(query)
             for scorer in scorers:
@@ -207,6 +234,11 @@ class RankScorer:
         self._first = np.zeros(queries, dtype=np.int64)
         self._precision = np.full(queries, np.nan)
         self._penalty = np.full(queries, np.nan)
+
+    @property
+    def bytes_needed(self) -> int:
+        """See `Scorer`: 24 bytes for each query."""
+        return self._first.nbytes + self._precision.nbytes + self._penalty.nbytes
 
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `Scorer`."""
@@ -234,7 +266,8 @@ def rank_gallery(
     """Ranks the gallery for every query and notes where the matches stand.
 
     No row is sorted where counting suffices: a match's rank is one more than the number of wrong crops at its distance
-    or nearer, plus the matches before it.
+    or nearer, plus the matches before it. What it says of real-valued embeddings can depend on the limit of memory in
+    the last bit of a distance; see `walk`.
 
     Args:
         distances: of the queries to the gallery; see `reidkit.metrics.distance.compare`.
@@ -242,7 +275,7 @@ def rank_gallery(
         gallery_labels: likewise; DISTRACTOR is nobody who is asked for.
         junk: whether crops of the query's identity by its own camera are left out.
         exclude: pairs that are ranked nowhere, besides junk; for example `same_file`.
-        memory: bytes that a block of distances may take, beside the embeddings.
+        memory: bytes that a block of distances and what is noted may take, beside embeddings and labels.
         progress: told the number of queries done.
 
     Raises:

@@ -12,12 +12,15 @@ against the model, and only the order of distances matters. An FPR below 1 / W a
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from reidkit.errors import InputError
+from reidkit.metrics.distance import MEMORY
+from reidkit.metrics.junk import Labels
 from reidkit.metrics.ranking import Relevance
 
 _KEPT = 1 << 20
@@ -65,7 +68,7 @@ class Roc:
                 f"The ROC curve was not kept up to a false positive rate of {rate:g}",
                 got=f"{rate:g}: {allowed} of {self.wrong} wrong pairs",
                 expected=f"{self.max_fpr:.6g} at most: {self.most_accepted} of them",
-                fix="keep more of it: RocScorer(shape, max_fpr=...)",
+                fix="keep more of it: RocScorer(query, gallery, max_fpr=...)",
             )
         return self._accepted(np.array([allowed])).item() / self.matches
 
@@ -89,32 +92,48 @@ class Roc:
 class RocScorer:
     """Notes the distances of all matches, and those of the nearest wrong pairs.
 
-    Memory: 16 bytes for each match, 8 of them in the result; about 120 for each query; and 8 for each wrong pair that
-    is kept. Those are `max_fpr` of all pairs, a million at least: 8 MiB for Market-1501, 73 MiB for MSMT17.
+    Memory: 12 bytes for each pair of one identity, 8 of them in the result, and 8 for each wrong pair that is kept.
+    Those are `max_fpr` of all pairs, a million at least: 8 MiB for Market-1501, 73 MiB for MSMT17.
 
     Args:
-        shape: number of queries, and of gallery crops.
+        query: whom the queries show.
+        gallery: likewise.
         max_fpr: up to which the curve is kept, 0 to 1. With a million wrong pairs or fewer all of it is.
+        memory: bytes that this may take.
 
     Raises:
-        InputError: `max_fpr` is no rate.
+        InputError: `max_fpr` is no rate, or so high that `memory` does not suffice.
     """
 
-    def __init__(self, shape: tuple[int, int], *, max_fpr: float = 1e-2) -> None:
-        if not 0 <= max_fpr <= 1:
-            raise InputError("A false positive rate is a share of all wrong pairs", got=max_fpr, expected="0 to 1")
-        pairs = shape[0] * shape[1]
-        # One more than may be accepted: the first that may not is the threshold.
-        self._keep = min(pairs, max(_allowed(max_fpr, pairs) + 1, _KEPT))
-        self._nearest = np.empty(min(pairs, self._keep + max(self._keep, shape[1])), dtype=np.float32)
+    def __init__(self, query: Labels, gallery: Labels, *, max_fpr: float = 1e-2, memory: int = MEMORY) -> None:
+        self._keep, room = _room((len(query.pids), len(gallery.pids)), max_fpr)
+        crops = Counter(gallery.pids.tolist())
+        matches = sum(crops[pid] for pid in query.pids.tolist())  # with junk, so a little more
+        self._bytes = 4 * room + 12 * matches
+        if self._bytes > memory:
+            raise InputError(
+                f"The ROC curve up to a false positive rate of {rate_text(max_fpr)} does not fit the limit of memory",
+                got=f"{memory} bytes",
+                expected=f"{self._bytes} bytes at least",
+                fix="ask for lower rates, or raise the limit (--memory)",
+            )
+        self._nearest = np.empty(room, dtype=np.float32)
         self._filled = 0
         self._bound = np.float32(np.inf)  # no wrong pair from here on is among the nearest
-        self._matches: list[Float32[np.ndarray, " _"]] = []
+        self._matches = np.empty(matches, dtype=np.float32)
+        self._matched = 0
         self._wrong = 0
+
+    @property
+    def bytes_needed(self) -> int:
+        """See `reidkit.metrics.ranking.Scorer`."""
+        return self._bytes
 
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `Scorer`."""
-        self._matches.append(distances[found.matches])
+        matched = self._matched + len(found.matches)
+        self._matches[self._matched : matched] = distances[found.matches]
+        self._matched = matched
         self._wrong += len(distances) - len(found.matches) - len(found.left_out)
         near = distances < self._bound
         near[found.matches] = False
@@ -128,7 +147,7 @@ class RocScorer:
         Raises:
             InputError: there was no match.
         """
-        matches = np.sort(np.concatenate([np.empty(0, dtype=np.float32), *self._matches]))
+        matches = self._matches[: self._matched]
         if not len(matches):
             raise InputError(
                 "No query has a match in the gallery, so no pair can be verified",
@@ -139,6 +158,7 @@ class RocScorer:
         self._shrink()
         nearest = self._nearest[: self._filled]
         nearest.sort()  # in place: no second copy
+        matches.sort()
         prices = np.searchsorted(nearest, matches, side="right").astype(np.int64, copy=False)
         whole = self._filled == self._wrong
         return Roc(len(matches), self._wrong, prices, self._filled if whole else self._filled - 1)
@@ -162,6 +182,16 @@ def rate_text(rate: float) -> str:
     """A false positive rate as the field writes it: "1e-4", "2.5e-3"; from 0.1 on as a plain number."""
     rate = float(f"{rate:.6g}")  # a product or a power of ten is seldom quite what it should be
     return f"{rate:g}" if rate >= 0.1 or rate == 0 else np.format_float_scientific(rate, trim="-", exp_digits=1)
+
+
+def _room(shape: tuple[int, int], max_fpr: float) -> tuple[int, int]:
+    """Wrong pairs to keep, and those that there has to be room for on the way."""
+    if not 0 <= max_fpr <= 1:
+        raise InputError("A false positive rate is a share of all wrong pairs", got=max_fpr, expected="0 to 1")
+    pairs = shape[0] * shape[1]
+    # One more than may be accepted: the first that may not is the threshold.
+    keep = min(pairs, max(_allowed(max_fpr, pairs) + 1, _KEPT))
+    return keep, min(pairs, keep + max(keep, shape[1]))
 
 
 def _allowed(rate: float, pairs: int) -> int:

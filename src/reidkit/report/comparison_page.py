@@ -8,6 +8,7 @@ from types import MappingProxyType
 from reidkit.atomic import output_file
 from reidkit.errors import InputError
 from reidkit.evaluate.comparison import Comparison, QueryChange
+from reidkit.metrics.protocol import Draw
 from reidkit.report.document import Block, Table, Words
 from reidkit.report.pages import template
 from reidkit.report.picture_cells import Cell, PagePictures, files_of, longest_distance, page_pictures
@@ -160,11 +161,20 @@ def _measures(comparison: Comparison, names: tuple[str, str]) -> list[Block]:
             )
         )
     words = (
-        f"Over the queries that both measured; the difference is {names[1]} minus {names[0]}, query by query. The "
-        "interval comes from a bootstrap over the queries. p is how often chance alone makes a difference as large."
+        f"Over the valid queries; the difference is {names[1]} minus {names[0]}, query by query. The interval comes "
+        "from a bootstrap over the queries. p is how often chance alone makes a difference as large."
     )
+    words += _DRAWN[comparison.a.protocol.draw]
     columns = ("measure", *names, "difference", "95 % interval", "p")
     return [Table("In percent", columns, rows, 5), Words(words)]
+
+
+_DRAWN: Mapping[Draw, str] = {
+    "nothing": "",
+    "per query": " The pictures and AP are of the whole gallery, rank-k of galleries that are drawn from it at random.",
+    "gallery": " The pictures are of the whole gallery; AP and all measures are of galleries that are drawn from it at "
+    "random, so a crop that stands first below need not be in one of them.",
+}
 
 
 def _entry(

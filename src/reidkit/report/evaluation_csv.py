@@ -18,8 +18,9 @@ def write_evaluation_csv(out: Path | str, reports: Sequence[Report]) -> None:
 
     The columns are model, dataset, protocol, draws, metric, runtime, precision, device, tta, refinement; "rank1" and so
     on for the ranks that were asked for; mAP, mAP_low and mAP_high (its 95 % confidence interval), mINP; "tpr@1e-4" and
-    so on for the false positive rates that were asked for; queries, valid, unmatched, lost, gallery, distractors, junk,
-    unreadable_query, unreadable_gallery. Ranks and rates that only some of the reports have, have their columns too.
+    so on for the false positive rates that were asked for; queries, valid, valid_per_draw, unmatched, lost,
+    never_asked, gallery, gallery_per_draw, distractors, junk, unreadable_query, unreadable_gallery. Ranks and rates
+    that only some of the reports have, have their columns too.
 
     A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula and may run it; so a name that does
     gets an apostrophe before it.
@@ -42,14 +43,14 @@ def write_evaluation_csv(out: Path | str, reports: Sequence[Report]) -> None:
 
 def _row(report: Report) -> tuple[dict[str, object], ...]:
     """Names and values, in groups: each group's columns stand together."""
-    by, (low, high) = report.embedded, report.intervals()["mAP"]
+    by, (low, high) = report.embedded, report.interval("mAP")
     rates = report.true_positive_rates() or dict.fromkeys(report.rates)
     return (
         {
             "model": by.model,
             "dataset": report.dataset,
             "protocol": report.protocol.name,
-            "draws": len(report.rankings),
+            "draws": report.draws,
             "metric": report.metric,
             "runtime": by.runtime,
             "precision": by.precision,
@@ -63,9 +64,12 @@ def _row(report: Report) -> tuple[dict[str, object], ...]:
         {
             "queries": report.queries,
             "valid": report.valid,
+            "valid_per_draw": report.valid_per_draw,
             "unmatched": report.unmatched,
             "lost": report.lost,
+            "never_asked": report.never_asked,
             "gallery": report.gallery,
+            "gallery_per_draw": report.gallery_per_draw,
             "distractors": report.distractors,
             "junk": report.junk,
             "unreadable_query": report.unreadable.query,

@@ -10,6 +10,7 @@ from reidkit.errors import InputError
 from reidkit.evaluate import Report
 from reidkit.metrics.camera_pairs import CameraPairs
 from reidkit.metrics.protocol import Protocol
+from reidkit.metrics.roc import rate_text
 from reidkit.report.curves import CmcCurve, RocCurve, cmc_svg, roc_svg
 from reidkit.report.document import (
     Block,
@@ -27,13 +28,13 @@ from reidkit.report.document import (
     as_page,
 )
 from reidkit.report.results import printable
-from reidkit.report.wording import percent, rate_text, settings, told_apart
+from reidkit.report.wording import percent, settings, told_apart
 
 _RANKS = 50  # of the CMC curves
 _OPEN_GRIDS = 2  # camera tables that stand open; more are folded away
 
 
-def write_evaluation_page(out: Path | str, reports: Sequence[Report], *, title: str) -> None:
+def write_evaluation_page(out: Path | str, reports: Sequence[Report], *, title: str | None = None) -> None:
     """Writes reports as one HTML file that needs nothing else: no server, no script, no network.
 
     One table of all reports; where there are several models and several data sets, a matrix of both for each way they
@@ -43,7 +44,7 @@ def write_evaluation_page(out: Path | str, reports: Sequence[Report], *, title: 
     Args:
         out: the HTML file.
         reports: in the order in which they are to be shown.
-        title: of the page.
+        title: of the page; without one, models and data.
 
     Raises:
         InputError: there are no reports.
@@ -54,7 +55,7 @@ def write_evaluation_page(out: Path | str, reports: Sequence[Report], *, title: 
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def evaluation(reports: Sequence[Report], *, title: str) -> Document:
+def evaluation(reports: Sequence[Report], *, title: str | None = None) -> Document:
     """What the page says, as a document.
 
     Raises:
@@ -73,7 +74,7 @@ def evaluation(reports: Sequence[Report], *, title: str) -> Document:
     ]
     return Document(
         kind="Evaluation",
-        title=title,
+        title=_title(reports) if title is None else title,
         lede="Re-identification accuracy: for each query, the gallery is ranked by how near its crops are; the better "
         "the model, the further up stand those that show the same identity.",
         headline=_headline(reports),
@@ -83,22 +84,25 @@ def evaluation(reports: Sequence[Report], *, title: str) -> Document:
     )
 
 
+def _title(reports: Sequence[Report]) -> str:
+    models, datasets = _models(reports), _datasets(reports)
+    who = models[0] if len(models) == 1 else f"{len(models)} models"
+    return f"{who} on {datasets[0] if len(datasets) == 1 else f'{len(datasets)} data sets'}"
+
+
 def _headline(reports: Sequence[Report]) -> list[tuple[str, str]]:
     if len(reports) > 1:
-        best = max(reports, key=lambda report: report.mean_ap)
-        models = {report.embedded.model for report in reports}
         return [
             ("reports", str(len(reports))),
-            ("models", str(len(models))),
+            ("models", str(len(_models(reports)))),
             ("data sets", str(len(_datasets(reports)))),
-            ("highest mAP", f"{percent(best.mean_ap)} %"),
         ]
     (report,) = reports
     return [
         ("mAP", f"{percent(report.mean_ap)} %"),
         *((f"rank-{rank}", f"{percent(report.cmc(rank))} %") for rank in report.ranks[:1]),
         ("mINP", f"{percent(report.mean_inp)} %"),
-        ("valid queries", f"{report.valid:,}"),
+        ("valid queries" if report.draws == 1 else "valid queries a draw", f"{report.valid_per_draw:,}"),
     ]
 
 
@@ -110,7 +114,7 @@ def _results(reports: Sequence[Report]) -> list[Block]:
     rates = list(dict.fromkeys(rate for report in reports for rate in report.rates if report.roc is not None))
     rows = []
     for report, fact in zip(reports, facts, strict=True):
-        low, high = report.intervals()["mAP"]
+        low, high = report.interval("mAP")
         tprs = report.true_positive_rates() or {}
         rows.append(
             (
@@ -143,6 +147,10 @@ _TPR = (
 )
 
 
+def _models(reports: Iterable[Report]) -> list[str]:
+    return list(dict.fromkeys(report.embedded.model for report in reports))
+
+
 def _datasets(reports: Iterable[Report]) -> list[str]:
     return list(dict.fromkeys(report.dataset for report in reports))
 
@@ -156,7 +164,7 @@ def _matrices(reports: Sequence[Report]) -> Iterable[Block]:
         way = tuple(f"{key} {settings(report)[key]}" for key in differing if key != "protocol")
         ways.setdefault(way, []).append(report)
     for way, group in ways.items():
-        models = list(dict.fromkeys(report.embedded.model for report in group))
+        models = _models(group)
         if len(models) > 1 and len(_datasets(group)) > 1:
             yield _matrix(", ".join(way), models, group)
 
@@ -244,25 +252,51 @@ def _camera_cell(precision: float, queries: int, cameras: tuple[str, str]) -> Gr
 
 
 def _measured(reports: Sequence[Report], names: Sequence[str]) -> list[Block]:
-    columns = ("report", "protocol")
-    numbers = ("queries", "valid", "no match", "lost", "gallery", "distractors", "junk", "unreadable")
+    drawn = any(report.protocol.draw != "nothing" for report in reports)
+    counts = [_counts(report) | (_counts_of_draws(report) if drawn else {}) for report in reports]
     rows = [
-        (
-            *(name, report.protocol.name),
-            *(f"{count:,}" for count in (report.queries, report.valid, report.unmatched, report.lost)),
-            *(f"{count:,}" for count in (report.gallery, report.distractors, report.junk, sum(report.unreadable))),
-        )
-        for name, report in zip(names, reports, strict=True)
-    ]
-    blocks: list[Block] = [
-        Table("", (*columns, *numbers), rows, len(numbers)),
-        Words(
-            "Figures are means over the valid queries: those with a right crop in the gallery. Distractors show nobody "
-            "who is asked for, and count as wrong. Junk is what the data set itself takes out."
-        ),
+        (name, report.protocol.name, *(f"{number:,}" for number in count.values()))
+        for name, report, count in zip(names, reports, counts, strict=True)
     ]
     warnings = [_warning(name, report) for name, report in zip(names, reports, strict=True) if any(report.unreadable)]
-    return [*blocks, *([Points(warnings)] if warnings else []), *_invalid(reports)]
+    return [
+        Table("", ("report", "protocol", *counts[0]), rows, len(counts[0])),
+        Words(_COUNTS + (_COUNTS_OF_DRAWS if drawn else "")),
+        *([Points(warnings)] if warnings else []),
+        *_not_measured(reports),
+    ]
+
+
+def _counts(report: Report) -> dict[str, int]:
+    return {
+        "queries": report.queries,
+        "valid": report.valid,
+        "no match": report.unmatched,
+        "lost": report.lost,
+        "gallery": report.gallery,
+        "distractors": report.distractors,
+        "junk": report.junk,
+        "unreadable": sum(report.unreadable),
+    }
+
+
+def _counts_of_draws(report: Report) -> dict[str, int]:
+    return {
+        "never asked": report.never_asked,
+        "draws": report.draws,
+        "valid a draw": report.valid_per_draw,
+        "gallery a draw": report.gallery_per_draw,
+    }
+
+
+_COUNTS = (
+    "Figures are means over the valid queries: those with a right crop in the gallery. Distractors show nobody "
+    "who is asked for, and count as wrong. Junk is what the data set itself takes out."
+)
+_COUNTS_OF_DRAWS = (
+    " Where galleries are drawn, valid are the queries that any draw measured; never asked are those that have a match "
+    "which no draw held."
+)
 
 
 def _warning(name: str, report: Report) -> str:
@@ -273,15 +307,17 @@ def _warning(name: str, report: Report) -> str:
     )
 
 
-def _invalid(reports: Sequence[Report]) -> Iterable[Block]:
-    """Names of the queries without a match, once for each data set and protocol."""
+def _not_measured(reports: Sequence[Report]) -> Iterable[Block]:
+    """Names of the queries without a match, and of those that were lost, once for each data set and protocol."""
     found = dict.fromkeys(
-        (report.dataset, report.protocol.name, tuple(printable(crop.path.name) for crop in report.invalid))
+        (report.dataset, report.protocol.name, what, names)
         for report in reports
+        for what, names in (("without a match", report.unmatched_names), ("lost", report.lost_names))
     )
-    for dataset, protocol, files in found:
-        if files:
-            yield Code("\n".join(files), f"{dataset}, {protocol}: the {len(files):,} queries without a match")
+    for dataset, protocol, what, names in found:
+        if names:
+            files = "\n".join(printable(name) for name in names)
+            yield Code(files, f"{dataset}, {protocol}: queries {what} ({len(names):,})")
 
 
 def _how(reports: Sequence[Report]) -> list[Block]:
