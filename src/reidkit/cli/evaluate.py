@@ -30,7 +30,6 @@ from reidkit.report.results import UNKNOWN
 from reidkit.runtime import ENGINES
 from reidkit.types import Split
 
-
 _Measured: TypeAlias = tuple[Bundle | None, Report]
 """A report and the model that it is of; None where only its embeddings are known."""
 

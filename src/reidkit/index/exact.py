@@ -119,11 +119,6 @@ class NearestScorer:
         """See `reidkit.metrics.ranking.Scorer`: what was noted."""
         return self._indices.nbytes + self._distances.nbytes
 
-    @property
-    def bytes_needed(self) -> int:
-        """Memory of the result."""
-        return self._indices.nbytes + self._distances.nbytes
-
     def add(self, query: int, distances: Float32[np.ndarray, " gallery"], found: Relevance) -> None:
         """Takes note of one query; see `reidkit.metrics.ranking.Scorer`."""
         row = distances.copy()
