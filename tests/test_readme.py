@@ -85,7 +85,8 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
     assert re.search(r"\[ *0 ", capsys.readouterr().out)  # the nearest to a picture is the picture itself
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
-        "people", "run", "people.reid", "accuracy.json", "latency.csv", "latency.png", "search.html", "search.png",
+        "people", "run", "people.reid", "accuracy.json", "accuracy.html", "accuracy.csv", "compare.html", "query.npz",
+        "gallery.npz", "latency.csv", "latency.png", "search.html", "search.png",
         "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid", "people-card.md", "people-card.html",
         "model_best.pth", "config.yaml", "fastreid.reid", "osnet_x0_25.pth", "osnet.reid", "people.wts",
         "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained",

@@ -27,7 +27,6 @@ from reidkit.metrics.protocol import named_protocol
 from reidkit.metrics.ranking import Scorer
 from reidkit.metrics.roc import RocScorer
 from reidkit.runtime import RuntimeName, installed, load
-from reidkit.runtime.tta import with_tta
 from reidkit.types import Split
 
 
@@ -216,8 +215,9 @@ def embed(
     cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
     with console.progress_bar("embedding") as progress:
         query, gallery = embed_split(
-            with_tta(embedder, settings.tta),
+            embedder,
             split,
+            tta=settings.tta,
             batch_size=settings.batch,
             threads=settings.threads,
             unreadable="skip" if settings.skip_unreadable else "raise",

@@ -74,10 +74,7 @@ def embed_crops(
 
 def _check_cache(cache: EmbeddingCache, embedder: Embedder, tta: Tta) -> None:
     """Refuses a cache of other answers. Whose weights an embedder has it does not say: that is the caller's word."""
-    augmented = isinstance(embedder, MultiViewEmbedder)
-    if augmented and tta == "none" and cache.tta != "none" and embedder.spec == cache.spec:
-        return  # TRANSITION: goes when no caller wraps its embedder itself
-    if augmented or tta != cache.tta or embedder.spec != cache.spec:
+    if isinstance(embedder, MultiViewEmbedder) or tta != cache.tta or embedder.spec != cache.spec:
         raise ConfigError(
             "The cache was opened for another embedder or another test-time augmentation",
             got=f"{type(embedder).__name__}, tta {tta!r}: {embedder.spec}",
