@@ -16,8 +16,9 @@ import numpy as np
 from reidkit.data import load_split
 from reidkit.data.synth import synthesize
 from reidkit.imaging import available_cores, stream_crops
-from reidkit.metrics.distance import Metric, compare
+from reidkit.metrics.distance import compare
 from reidkit.metrics.junk import labels_of
+from reidkit.metrics.prepared import Metric
 from reidkit.metrics.ranking import rank_gallery
 from reidkit.types import Crop, InputSpec
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import compare, distance_blocks, distance_matrix, given, prepare, row_blocks
+from reidkit.metrics.distance import compare, distance_blocks, distance_matrix, given, row_blocks
+from reidkit.metrics.prepared import prepare
 
 METRICS = ("cosine", "euclidean")
 
@@ -46,7 +47,7 @@ def test_every_mixture_of_types_equals_the_definition(metric, types):
 def test_a_converted_gallery_in_parts_and_a_column_major_one(metric, monkeypatch):
     query, gallery = random_rows(5, 8), random_rows(101, 8, np.float16, seed=1)
     expected = defined(query, gallery, metric)
-    monkeypatch.setattr("reidkit.metrics.distance._CHUNK", 4 * 8 * 10)
+    monkeypatch.setattr("reidkit.metrics.prepared._CHUNK", 4 * 8 * 10)
     np.testing.assert_allclose(distance_matrix(query, gallery, metric), expected, atol=1e-5)
     columns = np.asfortranarray(gallery.astype(np.float32))
     np.testing.assert_allclose(distance_matrix(query, columns, metric), expected, atol=1e-5)

@@ -21,8 +21,9 @@ from reidkit.evaluate import (
 from reidkit.evaluate.embedding_cache import default_folder, open_cache
 from reidkit.index.refinement import Refinement
 from reidkit.manifest import Tta
-from reidkit.metrics.distance import MEMORY, Metric
+from reidkit.metrics.distance import MEMORY
 from reidkit.metrics.junk import labels_of
+from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import named_protocol
 from reidkit.metrics.ranking import Scorer
 from reidkit.metrics.roc import RocScorer

@@ -11,7 +11,7 @@ from reidkit.errors import ConfigError, unknown_name
 from reidkit.index.refinement import Refinement
 from reidkit.index.reranking import KReciprocal
 from reidkit.manifest import Tta
-from reidkit.metrics.distance import Metric
+from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.runtime import RuntimeName
 from reidkit.types import InputSpec

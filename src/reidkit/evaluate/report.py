@@ -14,9 +14,10 @@ from reidkit.index.refinement import Refinement, refined
 from reidkit.manifest import Tta
 from reidkit.metrics.bootstrap import Interval, mean_interval
 from reidkit.metrics.camera_pairs import CameraPairs, CameraPairScorer
-from reidkit.metrics.distance import MEMORY, Metric
+from reidkit.metrics.distance import MEMORY
 from reidkit.metrics.drawn import DrawnScorer
 from reidkit.metrics.junk import labels_of, same_file
+from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import PROTOCOLS, Protocol
 from reidkit.metrics.ranking import Ranking, RankScorer, Relevances, Scorer, has_match, walk
 from reidkit.metrics.roc import Roc, RocScorer, rate_text

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from reidkit.errors import InputError
-from reidkit.metrics.distance import MEMORY, Distances, Metric, compare, distance_blocks
+from reidkit.metrics.distance import MEMORY, Distances, compare, distance_blocks
 from reidkit.metrics.junk import Exclusion, check_exclusions, excluded_rows
+from reidkit.metrics.prepared import Metric
 from reidkit.metrics.ranking import Relevance
 from reidkit.types import Progress, no_progress
 

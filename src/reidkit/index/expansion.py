@@ -8,16 +8,9 @@ from jaxtyping import Float32, Shaped
 
 from reidkit.errors import InputError
 from reidkit.index.exact import Neighbors, nearest_by, require_count
-from reidkit.metrics.distance import (
-    MEMORY,
-    EmbeddingDistances,
-    Metric,
-    Prepared,
-    prepare,
-    prepare_both,
-    to_unit_length,
-)
+from reidkit.metrics.distance import MEMORY, EmbeddingDistances
 from reidkit.metrics.junk import Exclusion
+from reidkit.metrics.prepared import Metric, Prepared, prepare, prepare_both, to_unit_length
 from reidkit.types import Progress, no_progress
 
 _CACHED = 1 << 17  # values of embeddings that stay in a core's own cache while they are summed

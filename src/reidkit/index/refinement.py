@@ -9,7 +9,8 @@ from jaxtyping import Shaped
 from reidkit.errors import ConfigError
 from reidkit.index.expansion import augment_gallery, expand_queries
 from reidkit.index.reranking import KReciprocal, rerank
-from reidkit.metrics.distance import MEMORY, Distances, Metric, compare
+from reidkit.metrics.distance import MEMORY, Distances, compare
+from reidkit.metrics.prepared import Metric
 from reidkit.types import Progress, no_progress
 
 

@@ -15,18 +15,8 @@ from jaxtyping import Float32, Int32, Int64, Shaped
 
 from reidkit.errors import ConfigError, InputError
 from reidkit.index.exact import BYTES_PER_PAIR, smallest
-from reidkit.metrics.distance import (
-    MEMORY,
-    Block,
-    Distances,
-    EmbeddingDistances,
-    Metric,
-    Prepared,
-    distance_blocks,
-    first_of_equals,
-    prepare_both,
-    put_distances,
-)
+from reidkit.metrics.distance import MEMORY, Block, Distances, EmbeddingDistances, distance_blocks, put_distances
+from reidkit.metrics.prepared import Metric, Prepared, first_of_equals, prepare_both
 from reidkit.types import Progress, no_progress
 
 _BYTES_PER_ENTRY = 100  # what one neighbour of a neighbour, or one entry to average, takes while it is worked on
