@@ -43,10 +43,14 @@ def output_file(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def growing_file(path: Path | str) -> Iterator[TextIO]:
+def growing_file(path: Path | str, *, append: bool = False) -> Iterator[TextIO]:
     """Opens a text file that replaces `path` at once; every line is in it when it is written, and stays.
 
     Missing parent folders are made. Line ends are written as they come, as `csv` wants it.
+
+    Args:
+        path: of the file.
+        append: go on with the file that stands at `path` instead of replacing it.
 
     Raises:
         OutputError: as `output_file`.
@@ -55,7 +59,7 @@ def growing_file(path: Path | str) -> Iterator[TextIO]:
     with _explained(target, full="free some space or write elsewhere; what was written so far stays"):
         _check_plain(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", buffering=1, encoding="utf-8", newline="") as stream:
+        with target.open("a" if append else "w", buffering=1, encoding="utf-8", newline="") as stream:
             yield stream
 
 

@@ -44,6 +44,7 @@ class Provenance:
         source_sha256: of that file.
         dialect: how the source was written, as `reid import` found it: whose code, of which time.
         init: the weights that training started from, where not from random ones.
+        teacher: the network that it copied from, where it was distilled.
         assumptions: what the source does not say and was assumed.
         framework: that gave the golden embeddings, with its version.
         dataset: trained on.
@@ -56,6 +57,7 @@ class Provenance:
     source_sha256: str | None = None
     dialect: str | None = None
     init: str | None = None
+    teacher: str | None = None
     assumptions: tuple[str, ...] = ()
     framework: str | None = None
     dataset: str | None = None

@@ -17,9 +17,10 @@ from PIL import Image
 
 import reidkit
 from conditions import unprivileged
+from reidkit import cache
 from reidkit.bundle import record_accuracy
 from reidkit.errors import ConfigError, DataError, ImageError
-from reidkit.evaluate import embed_crops, embed_split, embedding_cache
+from reidkit.evaluate import embed_crops, embed_split
 from reidkit.evaluate.embedding_cache import default_folder, open_cache
 from reidkit.manifest import Accuracy
 from reidkit.runtime.pipeline import Extraction, embed_files
@@ -121,10 +122,10 @@ def test_a_changed_picture_is_never_served_stale(fetch, files):
 @pytest.fixture
 def hashed(monkeypatch):
     """The pictures that were read for their sha256; times settle at once."""
-    monkeypatch.setattr(embedding_cache, "_SETTLED", 0)
+    monkeypatch.setattr(cache, "_SETTLED", 0)
     read = []
-    sha256 = embedding_cache.file_sha256
-    monkeypatch.setattr(embedding_cache, "file_sha256", lambda file: read.append(file.name) or sha256(file))
+    sha256 = cache.file_sha256
+    monkeypatch.setattr(cache, "file_sha256", lambda file: read.append(file.name) or sha256(file))
     return lambda: [name for name in read if name.endswith(".png")]
 
 
@@ -152,7 +153,7 @@ def test_a_change_that_keeps_size_and_date_is_seen(fetch, files, hashed):
 
 
 def test_what_was_touched_just_now_is_hashed_again(fetch, files, hashed, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_SETTLED", 3600.0)
+    monkeypatch.setattr(cache, "_SETTLED", 3600.0)
     fetch(files)
     fetch(files)
     assert len(hashed()) == 9  # before, after, and the second time

@@ -25,12 +25,21 @@ _METADATA = "reidkit"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What a checkpoint says about its weights."""
+    """What a checkpoint says about its weights.
+
+    Attributes:
+        architecture: of the network.
+        input: of the crops that it takes.
+        task: what the identities are.
+        provenance: where the weights come from.
+        identities: sha256 over the names of the training identities, in the order of the classifier's rows; or "".
+    """
 
     architecture: ModelSpec
     input: InputSpec
     task: Task
     provenance: Provenance
+    identities: str = ""
 
 
 def save_checkpoint(path: Path | str, model: Network, facts: CheckpointFacts) -> None:

@@ -1,6 +1,7 @@
 """From a feature map to an embedding: pooling, BNneck and, while training, the identity classifier."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,6 +35,22 @@ class AverageMax(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 1 1"]:
         """Pools over positions."""
         return F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)
+
+
+class HeadOutputs(NamedTuple):
+    """What a head gives to the losses.
+
+    Attributes:
+        pooled: before the neck, for metric losses.
+        embedding: after the neck, for the classifier and the search.
+        classifier: a row of weights for each training identity.
+        whole: the head saw the whole picture, and not a stripe of it.
+    """
+
+    pooled: Float[Tensor, "n channels"]
+    embedding: Float[Tensor, "n dim"]
+    classifier: Float[Tensor, "identities dim"]
+    whole: bool = True
 
 
 class Head(nn.Module):
@@ -76,10 +93,11 @@ class Head(nn.Module):
             pooled = self.pool_layer(x.float())
             return pooled.flatten(1), self.bottleneck(pooled).flatten(1)
 
-    def logits(self, embeddings: Float[Tensor, "n dim"]) -> Float[Tensor, "n identities"]:
-        """Scores of each training identity, from embeddings after the neck."""
+    def training_outputs(self, x: Float[Tensor, "n c h w"], *, whole: bool = True) -> HeadOutputs:
+        """What the losses see; the head must have been built with identities."""
         assert self.weight is not None, "a model built without identities has no classifier"
-        return F.linear(embeddings, self.weight)
+        pooled, embedding = self(x)
+        return HeadOutputs(pooled, embedding, self.weight, whole)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reidkit.architecture import MGN_PARTS, ModelSpec, ResNetSpec
 from reidkit.errors import InputError
-from reidkit.models.head import Head
+from reidkit.models.head import Head, HeadOutputs
 from reidkit.models.resnet import ResNet, stage
 
 
@@ -55,12 +55,25 @@ class MGN(nn.Module):
         Raises:
             InputError: the crops are so low that their last feature map cannot be cut in three.
         """
+        maps = self._maps(x)
+        return torch.cat([self._head(part)(maps[part])[1] for part in MGN_PARTS], dim=1)
+
+    def training_outputs(self, x: Float[Tensor, "n 3 height width"]) -> tuple[HeadOutputs, ...]:
+        """What the losses see of each head, in the order of `MGN_PARTS`; three of them saw the whole crop.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        maps = self._maps(x)
+        return tuple(self._head(part).training_outputs(maps[part], whole=len(part) == 2) for part in MGN_PARTS)
+
+    def _maps(self, x: Float[Tensor, "n 3 height width"]) -> dict[str, Tensor]:
         x = self.backbone(x)
         maps = {"b1": self.b1(x), "b2": self.b2(x), "b3": self.b3(x)}
         for branch, count in (("b2", 2), ("b3", 3)):
             cut = _cut(maps[branch], count)
             maps |= {f"{branch}{number}": part for number, part in enumerate(cut, start=1)}
-        return torch.cat([self._head(part)(maps[part])[1] for part in MGN_PARTS], dim=1)
+        return maps
 
     def _head(self, part: str) -> Head:
         head = self.get_submodule(f"{part}_head")

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from reidkit.architecture import ModelSpec, OSNetSpec, ResNetSpec, TimmSpec
-from reidkit.models.head import Head
+from reidkit.models.head import Head, HeadOutputs
 from reidkit.models.mgn import MGN
 from reidkit.models.osnet import OSNet
 from reidkit.models.resnet import ResNet
@@ -33,10 +33,9 @@ class EmbeddingModel(nn.Module):
         """Embeddings after the neck."""
         return self.heads(self.backbone(x))[1]
 
-    def training_outputs(self, x: Float[Tensor, "n 3 height width"]) -> tuple[Tensor, Tensor]:
-        """Embeddings before the neck (n, dim), for the metric loss; identity scores (n, identities), after it."""
-        before, after = self.heads(self.backbone(x))
-        return before, self.heads.logits(after)
+    def training_outputs(self, x: Float[Tensor, "n 3 height width"]) -> tuple[HeadOutputs, ...]:
+        """What the losses see of each head; here there is one."""
+        return (self.heads.training_outputs(self.backbone(x)),)
 
 
 Network: TypeAlias = EmbeddingModel | MGN

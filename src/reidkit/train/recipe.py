@@ -1,6 +1,5 @@
 """A training recipe: everything that decides what a run learns, as frozen dataclasses that a TOML file fills."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,132 +9,84 @@ from typing import Literal
 from reidkit.architecture import ModelSpec, named_model
 from reidkit.config import load_toml, to_dict
 from reidkit.errors import ConfigError, unknown_name
+from reidkit.train.settings import Augment, Batches, Loss, Mining, Optim, Validation, at_least
 from reidkit.types import InputSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
-    """P x K batches: `identities` people with `crops` pictures each."""
+class Stage:
+    """A part of a run with its own batches, losses and learning rate."""
 
-    identities: int = 16
-    crops: int = 4
-
-    def __post_init__(self) -> None:
-        _at_least("batches.identities", self.identities, 2)
-        _at_least("batches.crops", self.crops, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Augment:
-    """Random changes to a training crop.
-
-    Attributes:
-        flip: probability of mirroring.
-        pad: pixels of the data's mean colour added on each side before a crop of the input size is cut out again.
-        color: strength of brightness, contrast and saturation jitter, as a fraction.
-        erase: probability of overwriting a random rectangle (Zhong et al., "Random Erasing", AAAI 2020).
-    """
-
-    flip: float = 0.5
-    pad: int = 10
-    color: float = 0.0
-    erase: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "color", "erase"):
-            _fraction(f"augment.{name}", getattr(self, name))
-        _at_least("augment.pad", self.pad, 0)
+    batches: Batches = field(default_factory=Batches)
+    mining: Mining = field(default_factory=Mining)
+    augment: Augment = field(default_factory=Augment)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What is minimised: identity cross-entropy plus batch-hard triplet.
-
-    Attributes:
-        label_smoothing: share of the target spread over the other identities.
-        margin: of the triplet loss, in units of Euclidean distance; "soft" takes the soft margin.
-        triplet_weight: of the triplet loss against the identity loss.
-    """
-
-    label_smoothing: float = 0.1
-    margin: float | Literal["soft"] = 0.3
-    triplet_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _fraction("loss.label_smoothing", self.label_smoothing)
-        if self.margin != "soft":
-            _not_negative("loss.margin", self.margin)
-        _not_negative("loss.triplet_weight", self.triplet_weight)
-
-
-@dataclass(frozen=True, slots=True)
-class Optim:
-    """Adam with linear warm-up and a cosine to zero.
-
-    Attributes:
-        epochs: passes over all training crops.
-        lr: the highest learning rate.
-        weight_decay: of Adam's L2 penalty.
-        warmup_epochs: the learning rate grows from a hundredth of `lr` over so many.
-    """
-
-    epochs: float = 120.0
-    lr: float = 3.5e-4
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 10.0
-
-    def __post_init__(self) -> None:
-        _not_negative("optim.weight_decay", self.weight_decay)
-        _not_negative("optim.warmup_epochs", self.warmup_epochs)
-        for name in ("epochs", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"optim.{name} is out of range", got=getattr(self, name), expected="above 0, finite")
-
-
-Amp = Literal["auto", "off", "bfloat16"]
+Amp = Literal["auto", "off", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole recipe.
+    """A whole recipe: the stage that decides what the model becomes, and perhaps one before it.
 
     Attributes:
         input: size and normalisation of crops.
         model: the network.
+        before: a stage before the main one, whose network the main one goes on with; None begins with the main one.
+        batches: of the main stage, as are `mining`, `augment`, `loss` and `optim`.
+        mining: offline mining.
+        augment: random changes to crops.
+        loss: what is minimised.
+        optim: how.
+        validation: measuring on the way.
         seed: of weights, batches and augmentation; the same seed gives the same model on a CPU.
         amp: arithmetic of convolutions; "auto" takes bfloat16 where the processor has instructions for it.
+        compile: let `torch.compile` fuse what the network does; "auto" does so on a GPU.
+        sync_batchnorm: with several GPUs, batch normalisation over the batches of all of them.
     """
 
     input: InputSpec = field(default_factory=lambda: InputSpec(256, 128))
     model: ModelSpec = field(default_factory=ModelSpec)
+    before: Stage | None = None
     batches: Batches = field(default_factory=Batches)
+    mining: Mining = field(default_factory=Mining)
     augment: Augment = field(default_factory=Augment)
     loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
+    validation: Validation = field(default_factory=Validation)
     seed: int = 0
     amp: Amp = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
-        if self.model.branches != "one":
-            raise ConfigError("MGN cannot be trained here yet, only loaded", got=self.model.branches, expected="one")
+        at_least("seed", self.seed, 0)
         shorter, longer = sorted((self.input.height, self.input.width))
         # Below this the stem's pooling, or instance normalisation in stage 3, has too few positions to work on.
         if shorter < 3 or longer < 19:
             raise ConfigError("The input is too small to train on", got=f"{shorter}x{longer}", expected="at least 3x19")
-        if self.augment.pad >= shorter:
-            raise ConfigError(
-                "augment.pad is out of range",
-                got=self.augment.pad,
-                expected=f"below the input's shorter side, {shorter}",
-            )
+        for stage in self.stages:
+            if stage.augment.pad >= shorter:
+                raise ConfigError(
+                    "augment.pad is out of range",
+                    got=stage.augment.pad,
+                    expected=f"below the input's shorter side, {shorter}",
+                )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In the order in which they are run."""
+        main = Stage(self.batches, self.mining, self.augment, self.loss, self.optim)
+        return (main,) if self.before is None else (self.before, main)
 
 
 def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe: a name of one that comes with reidkit, or a TOML file.
 
     Args:
-        name: "baseline", "demo", or a path that ends in `.toml`.
+        name: "from-scratch", another one that comes with reidkit, or a path that ends in `.toml`.
         model: a network of `reid models` in place of the recipe's.
         overrides: assignments such as `optim.epochs=10`.
 
@@ -152,18 +103,3 @@ def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequen
         raise unknown_name("recipe", str(name), known)
     with resources.as_file(folder / f"{name}.toml") as path:
         return load_toml(Recipe, path, defaults=defaults, instead=instead, overrides=overrides)
-
-
-def _fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is out of range", got=value, expected="0 to 1")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"{name} is out of range", got=value, expected="0 or above, finite")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {least}")

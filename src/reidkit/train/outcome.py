@@ -1,0 +1,118 @@
+"""The checkpoints that a run writes into its folder."""
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import reidkit
+from reidkit.architecture import ModelSpec
+from reidkit.bundle import file_sha256
+from reidkit.checkpoints.starting import weights_file
+from reidkit.config import to_dict
+from reidkit.errors import OutputError, TrainingError
+from reidkit.manifest import Provenance
+from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
+from reidkit.models.model import Network
+from reidkit.train.recipe import Recipe
+from reidkit.types import Task
+
+CHECKPOINT = "model.safetensors"
+"""What the run is worth: the best network where it was measured, else the last."""
+
+LAST = "last.safetensors"
+"""The network at the end, where it was measured on the way."""
+
+BEFORE = "before.safetensors"
+"""The network at the end of the stage before the main one."""
+
+_COPIES = 6  # of the weights: model, last, before; in the state weights, and two moments of the optimiser
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Writes checkpoints that say what they are.
+
+    Attributes:
+        folder: of the run.
+        spec: of the network.
+        recipe: of the run.
+        task: what the identities are.
+        dataset: in words.
+        identities: digest of the training identities.
+        init: whose backbone the network started from.
+        teacher: that it copied from.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    recipe: Recipe
+    task: Task
+    dataset: str
+    identities: str
+    init: Path | None = None
+    teacher: Path | None = None
+
+    def write(self, model: Network, name: str) -> None:
+        """Writes a network, whole or not at all.
+
+        Raises:
+            TrainingError: weights that are not finite; an earlier checkpoint stays.
+            OutputError: it cannot be written.
+        """
+        check_finite(model)
+        provenance = Provenance(
+            source=self.folder.name,
+            framework=f"torch {torch.__version__}",
+            init=_named(self.init),
+            teacher=_named(self.teacher),
+            dataset=self.dataset,
+            recipe=to_dict(self.recipe),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            reidkit=reidkit.__version__,
+        )
+        facts = CheckpointFacts(self.spec, self.recipe.input, self.task, provenance, self.identities)
+        save_checkpoint(self.folder / name, model, facts)
+
+    def check_room(self, model: nn.Module) -> None:
+        """Refuses a disk that has no room for what the run will write.
+
+        Raises:
+            OutputError: says how much is missing.
+        """
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(existing).free
+        if free < _COPIES * weights:
+            raise OutputError(
+                f"There is no room for the run in {self.folder}",
+                got=f"{free / 1e6:.0f} MB free",
+                expected=f"{_COPIES * weights / 1e6:.0f} MB, for checkpoints and the state of the optimiser",
+                fix="free some space or choose another --out",
+            )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuses weights that are no numbers.
+
+    Raises:
+        TrainingError: names the first of them.
+    """
+    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise TrainingError(
+            f"{len(bad)} weights are not finite",
+            got=", ".join(bad[:4]),
+            expected="finite weights",
+            fix="lower the learning rate: --set optim.lr=1e-4",
+        )
+
+
+def _named(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    file = weights_file(path)
+    return f"{path.name}, sha256 {file_sha256(file)}"
