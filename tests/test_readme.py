@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import reidkit
 from foreign_checkpoints import (
     make_fastreid_resnet,
     make_torchreid_osnet,
@@ -23,6 +24,8 @@ from reidkit.cli.app import app
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 SHORTER = {"train": ["--set", "optim.epochs=0.2"], "bench": ["--seconds", "0", "--batch", "1", "--batch", "4"]}
+UNBUNDLED = {"staged", "student", "pretrained"}
+"""Runs that are not exported, which takes longer than such a training: one that is shows enough."""
 
 
 def blocks(language: str) -> list[str]:
@@ -71,6 +74,11 @@ def test_every_command_of_the_tool_is_in_the_readme():
     assert "`reid demo`" in README
 
 
+def test_every_recipe_is_in_the_readme():
+    names = {path.stem for path in (Path(reidkit.__file__).parent / "train" / "recipes").glob("*.toml")}
+    assert set(re.findall(r"^\| `([a-z-]+)` \| .* \|$", README, flags=re.MULTILINE)) >= names
+
+
 @pytest.mark.slow
 def test_commands_and_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -78,7 +86,11 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
     write_checkpoints(tmp_path)
     for program, *arguments in commands():
         assert program == "reid"
-        status = main([*arguments, *SHORTER.get(arguments[0], [])])
+        shorter = SHORTER.get(arguments[0], [])
+        if UNBUNDLED.intersection(arguments):
+            shorter = [*shorter, "--set", "before.optim.epochs=0.2"] if "staged" in arguments else shorter
+            shorter = [*shorter, "--no-bundle"]
+        status = main([*arguments, *shorter])
         assert status == 0, (arguments, capsys.readouterr().err)
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
@@ -89,5 +101,5 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
         "gallery.npz", "latency.csv", "latency.png", "search.html", "search.png",
         "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid", "people-card.md", "people-card.html",
         "model_best.pth", "config.yaml", "fastreid.reid", "osnet_x0_25.pth", "osnet.reid", "people.wts",
-        "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained",
+        "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained", "staged", "student",
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """All commands in one application, and what happens to their errors."""
 
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -22,8 +24,9 @@ from reidkit.cli import (
     train,
     verify,
 )
-from reidkit.cli.console import show_error, warn
-from reidkit.errors import ReidkitError, RuntimeMissing
+from reidkit.cli.console import note, show_error, warn
+from reidkit.cli.extras import explained
+from reidkit.errors import ReidkitError
 
 app = typer.Typer(
     name="reid",
@@ -33,21 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-_EXTRAS = {
-    "jinja2": "report",
-    "matplotlib": "report",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "train",
-    "openvino": "openvino",
-    "pyarrow": "parquet",
-    "timm": "timm",
-    "torch": "train",
-    "torchvision": "timm",
-    "yaml": "train",
-}
-"""The extra that installs each library that a command may find missing."""
 
 
 @app.callback(invoke_without_command=True)
@@ -81,7 +69,8 @@ _INTERRUPTED = 130
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
-    0 when all went well, 1 when a check failed (`reid verify`), 2 when the input or the options are wrong.
+    0 when all went well, 1 when a check failed (`reid verify`), 2 when the input or the options are wrong, 130 when
+    interrupted.
     """
     try:
         app(args=args, prog_name="reid")
@@ -89,14 +78,17 @@ def main(args: Sequence[str] | None = None) -> int:
         if stop.code == _INTERRUPTED:
             warn("interrupted; files that were not finished are not there")
         return stop.code if isinstance(stop.code, int) else 1
+    except train.InterruptedRun:
+        words = list(sys.argv[1:] if args is None else args)
+        note(f"to go on: {shlex.join(['reid', *words, *([] if '--resume' in words else ['--resume'])])}")
+        return _INTERRUPTED
     except ReidkitError as error:
         show_error(error)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        missing = explained(error)
+        if missing is None:
             raise
-        show_error(
-            RuntimeMissing(f"{error.name} is not installed", fix=f"pip install 'reidkit[{_EXTRAS[error.name]}]'")
-        )
+        show_error(missing)
         return 2
     return 0

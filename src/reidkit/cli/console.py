@@ -69,6 +69,16 @@ def say(text: str) -> None:
     out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Prints a line of plain text about work that goes on; above a bar or a table that is being drawn."""
+    _complain(None, "", text)
+
+
+def hush() -> None:
+    """Prints only errors from here on, for a process whose work another one reports."""
+    out.quiet = True
+
+
 def show_error(error: ReidkitError) -> None:
     """Prints an error: its first line in red."""
     first, *rest = str(error).splitlines()

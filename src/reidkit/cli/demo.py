@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from reidkit.atomic import output_directory
-from reidkit.cli import bench, console, data, evaluate, export, options, search, train, verify
+from reidkit.cli import bench, card, console, data, options, search, train
+from reidkit.cli.outcome import Places, finish
+from reidkit.cli.outputs import write_json
 from reidkit.data import load_split
 from reidkit.deploy.verify import Parity
 from reidkit.evaluate import Report
 from reidkit.manifest import Latency
 from reidkit.report.contact_sheet import write_sheet
+from reidkit.train.recipe import load_recipe
 
 _MARKER = ".reidkit-demo"
 
@@ -25,24 +28,30 @@ def demo(
     started = time.perf_counter()
     with output_directory(out, marker=_MARKER, overwrite=overwrite):
         pass  # an empty folder: nothing of an earlier demo is mistaken for this one's
-    people, run, bundle, page = out / "people", out / "run", out / "demo.reid", out / "search.html"
-    _headline("1/7  drawing people")
+    people, run, page = out / "people", out / "run", out / "search.html"
+    places = Places(out / "demo.reid", out / "demo-card", out / "curves.png")
+    _headline("1/4  drawing people")
     data.synth(people)
     _draw_people(people, out / "people.png")
-    _headline("2/7  training")
-    train.train(people, run, recipe="demo")
-    _headline("3/7  exporting")
-    export.export(run, bundle, licence="permissive")
-    _headline("4/7  verifying every installed engine")
-    parities = verify.verify(bundle)
-    _headline("5/7  measuring accuracy on people it has never seen")
-    (report,) = evaluate.evaluate([bundle], [people], json_file=out / "accuracy.json", record=True)
-    _headline("6/7  measuring speed")
-    rows = bench.bench(bundle, seconds=0.3, csv_file=out / "latency.csv", plot=out / "latency.png")
-    _headline("7/7  searching")
-    search.search(bundle, page, data=people)
-    _summary(report, parities, rows, time.perf_counter() - started)
-    console.say(f"The model: {bundle}. The people: {out / 'people.png'}. The latency plot: {out / 'latency.png'}.")
+    _headline(
+        "2/4  training; the model is exported, verified on every engine, and measured on people it has never seen"
+    )
+    split = load_split(people)
+    train.learn(split, load_recipe("demo"), run)
+    outcome = finish(run, places, split, licence="permissive")
+    report = outcome.report
+    if outcome.status or report is None:
+        raise typer.Exit(outcome.status or 2)
+    write_json(out / "accuracy.json", [report.as_dict()])
+    _headline("3/4  measuring speed")
+    latency, plot = out / "latency.csv", out / "latency.png"
+    rows = bench.bench(places.bundle, seconds=0.3, csv_file=latency, plot=plot, record=True)
+    card.card(places.bundle, places.card, overwrite=True)  # which now says how fast it is, too
+    _headline("4/4  searching")
+    search.search(places.bundle, page, data=people)
+    _summary(report, outcome.parities, rows, time.perf_counter() - started)
+    console.say(f"The model: {places.bundle}. Its card: {places.card}.html. How it learned: {places.curves}.")
+    console.say(f"The people: {out / 'people.png'}. The latency plot: {plot}.")
     console.out.print(f"[bold]Now open[/] {console.escape(page.resolve().as_uri())}", soft_wrap=True)
 
 

@@ -108,7 +108,9 @@ def evaluate(
             "Say what to measure", expected="BUNDLE and --data, one or more of each; or --embeddings QUERY GALLERY"
         )
     reports = [report for _, report in measured]
-    _print(reports)
+    print_reports(reports)
+    if any(report.unmatched or report.lost for report in reports):
+        console.say("--json and --html name the queries that were not measured.")
     writers: list[Callable[[], object]] = []
     if json_file is not None:
         writers.append(lambda: write_json(json_file, [report.as_dict() for report in reports]))
@@ -167,7 +169,8 @@ def _write_page(path: Path, reports: Sequence[Report]) -> None:
     write_evaluation_page(path, reports)
 
 
-def _print(reports: Sequence[Report]) -> None:
+def print_reports(reports: Sequence[Report]) -> None:
+    """Prints accuracy as a table, and below it what it was measured on."""
     ranks = reports[0].ranks
     columns = [f"rank-{rank}" for rank in ranks]
     names = ("model", "data", "runtime", "tta")
@@ -185,8 +188,6 @@ def _print(reports: Sequence[Report]) -> None:
     console.out.print(table)
     for counts in dict.fromkeys(_counts(report) for report in reports):  # models of one data set share them
         console.say(counts)
-    if any(report.unmatched or report.lost for report in reports):
-        console.say("--json and --html name the queries that were not measured.")
     _print_spread(reports)
     refinement = reports[0].refinement.in_words()
     if refinement != "none":

@@ -1,79 +1,185 @@
-"""`reid train`: a recipe and a data set become a checkpoint."""
+"""`reid train`: a recipe and a data set become a checkpoint, and that a verified bundle."""
 
+import logging
+import os
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from reidkit.cache import default_folder
 from reidkit.cli import console, options
+from reidkit.cli.outcome import finish, places_in
+from reidkit.cli.training_table import TrainingTable
 from reidkit.data import load_split
-from reidkit.types import Task
+from reidkit.imaging import available_cores
+from reidkit.train.recipe import Recipe, load_recipe
+from reidkit.types import Split, Task
 
-if TYPE_CHECKING:
-    from reidkit.train.loop import StepReport
+
+class InterruptedRun(Exception):  # noqa: N818 (nothing went wrong)
+    """Ctrl-C ended a training, which the same command with --resume goes on with."""
+
+
+def _recipe_names() -> str:
+    folder = resources.files("reidkit.train") / "recipes"
+    return ", ".join(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+_LEARNED, _RUN, _MACHINE, _OUTCOME = "What is learned", "The run", "The machine", "The outcome"
 
 
 def train(
     data: options.DataRoot,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run: model.safetensors and log.csv.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="baseline, demo, or a TOML file.")] = "baseline",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run, and of all that comes of it.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", rich_help_panel=_LEARNED, help=f"{_recipe_names()}; or a file NAME.toml.")
+    ] = "from-scratch",
     model: Annotated[
-        str | None, typer.Option("--model", help="A network of `reid models` in place of the recipe's: osnet-x0.25.")
+        str | None,
+        typer.Option(
+            "--model",
+            rich_help_panel=_LEARNED,
+            help="A network of `reid models` in place of the recipe's: osnet-x0.25.",
+        ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change the recipe: --set optim.epochs=20.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            rich_help_panel=_LEARNED,
+            help="Change the recipe: --set optim.epochs=20. May be repeated.",
+        ),
     ] = None,
-    task: Annotated[Task, typer.Option("--task", help="What the identities are.")] = "person",
+    task: Annotated[Task, typer.Option("--task", rich_help_panel=_LEARNED, help="What the identities are.")] = "person",
     init: Annotated[
-        Path | None, typer.Option("--init", help="Start from the backbone of anyone's checkpoint, of the same network.")
+        Path | None,
+        typer.Option(
+            "--init",
+            rich_help_panel=_LEARNED,
+            help="Start from the backbone of anyone's checkpoint, of the same network.",
+        ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            rich_help_panel=_LEARNED,
+            help="Copy a trained network, too: a run, a bundle, or anyone's checkpoint.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=_RUN, help="Go on with the interrupted run in --out, the rest as it was said."
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", rich_help_panel=_RUN, help="Write TensorBoard's events, too.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", rich_help_panel=_MACHINE, help="cpu, cuda or cuda:N.")] = "cpu",
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", min=1, rich_help_panel=_MACHINE, help="So many of them, each with batches of its own."
+        ),
+    ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, rich_help_panel=_MACHINE, help="Of PyTorch (default: one a core)."),
+    ] = None,
+    cached: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache", rich_help_panel=_MACHINE, help="Keep decoded crops and embeddings for the next time."
+        ),
+    ] = True,
+    bundle: Annotated[
+        bool,
+        typer.Option(
+            "--bundle/--no-bundle", rich_help_panel=_OUTCOME, help="Export, verify, measure, and write a card."
+        ),
+    ] = True,
     overwrite: options.Overwrite = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
 ) -> None:
-    """Train a model on the training part of a data set."""
-    from reidkit.train.loop import train as run_training
-    from reidkit.train.recipe import load_recipe
+    """Train a model on the training part of a data set; a verified bundle, its card and curves come of it."""
+    from reidkit.train.parallel import is_follower
+    from reidkit.train.state import STATE
 
+    if is_follower():
+        console.hush()
     loaded = load_recipe(recipe, model=model, overrides=overrides or ())
     split = load_split(data, data_format, variant=variant)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=console.err) as progress:
-        decoding = progress.add_task("decoding", total=None, state="")
-        training = progress.add_task("training", total=None, state="", start=False)
-        said = [-1]  # a log file, which no bar can be drawn into, gets a line an epoch
-
-        def on_decode(done: int, total: int) -> None:
-            progress.update(decoding, completed=done, total=total, state=f"{done}/{total} crops")
-
-        def on_step(report: "StepReport") -> None:
-            state = f"epoch {report.epoch:.1f}  loss {report.loss:.3f}  {report.images_per_second:.0f} images/s"
-            progress.start_task(training)
-            progress.update(training, completed=report.step, total=report.steps, state=state)
-            if not console.err.is_terminal and int(report.epoch) > said[0]:
-                said[0] = int(report.epoch)
-                console.err.print(f"step {report.step}/{report.steps}  {state}", highlight=False)
-
-        result = run_training(
+    places = places_in(out)
+    if not resume or (out / STATE).exists():  # else that is what is to be said
+        places.check(bundle=bundle, overwrite=overwrite)
+    _set_threads(threads, devices)
+    logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # which process is here, several times
+    try:
+        learn(
             split,
             loaded,
             out,
             device=device,
+            devices=devices,
             task=task,
             init=init,
+            teacher=teacher,
+            resume=resume,
             overwrite=overwrite,
-            on_decode=on_decode,
-            on_step=on_step,
+            tensorboard=tensorboard,
+            cache=default_folder("crops") if cached else None,
         )
+    except KeyboardInterrupt:
+        if is_follower():
+            return
+        if not (out / STATE).exists():
+            raise
+        raise InterruptedRun from None
+    if is_follower():
+        return
+    outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
+    if outcome.status:
+        raise typer.Exit(outcome.status)
+
+
+def learn(split: Split, recipe: Recipe, out: Path, **options: Any) -> None:
+    """Trains, and shows how it goes.
+
+    Args:
+        split: a data set with training crops.
+        recipe: what to learn and how.
+        out: folder of the run.
+        options: of `reidkit.train.loop.train`.
+    """
+    from reidkit.train.loop import train as run
+    from reidkit.train.parallel import is_follower
+    from reidkit.train.run import Callbacks
+
+    if is_follower():
+        run(split, recipe, out, **options)
+        return
+    with TrainingTable(recipe) as table:
+        callbacks = Callbacks(console.note, table.on_decode, table.on_step, table.on_measured)
+        trained = run(split, recipe, out, callbacks=callbacks, **options)
+    best = trained.best
+    measured = "" if best is None else f", best mAP {best.mean_ap:.1%} and rank-1 {best.rank1:.1%} at step {best.step}"
     console.say(
-        f"trained on {result.crops} crops of {result.identities} identities: {result.steps} steps in "
-        f"{result.seconds:.0f} s; wrote {result.checkpoint}"
+        f"trained on {trained.crops} crops of {trained.identities} identities: {trained.steps} steps in "
+        f"{trained.seconds:.0f} s{measured}; wrote {trained.checkpoint}"
     )
+
+
+def _set_threads(threads: int | None, devices: int) -> None:
+    """Gives PyTorch its threads; those of an environment that says how many stay, unless the option says so, too."""
+    import torch
+
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes of other devices, and for lightning-fabric
+    elif "OMP_NUM_THREADS" in os.environ:
+        return
+    torch.set_num_threads(threads or max(1, available_cores() // devices))

@@ -1,10 +1,11 @@
 """`reid verify`: does every engine give what the source framework gave?"""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from reidkit.bundle import open_bundle
+from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.deploy.verify import Parity, Refusal
 from reidkit.deploy.verify import verify as hold
@@ -20,10 +21,26 @@ def verify(
     device: options.Device = "cpu",
 ) -> list[Parity]:
     """Hold engines to the golden embeddings; exit with 1 where one is beyond its tolerance."""
-    opened = open_bundle(bundle)
-    names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
+    rows, passed = hold_engines(open_bundle(bundle), runtime or (), device=device)
+    if not passed:
+        raise typer.Exit(1)
+    return rows
+
+
+def hold_engines(bundle: Bundle, runtime: Sequence[str] = (), *, device: str = "cpu") -> tuple[list[Parity], bool]:
+    """Checks engines and prints how near each comes.
+
+    Args:
+        bundle: the model.
+        runtime: engines to check; none named takes all that are installed.
+        device: of the engines.
+
+    Returns:
+        The engines that could be compared, and whether all that were to be checked passed, one at least.
+    """
+    names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(bundle)
     with console.spinner("verifying"):
-        rows = hold(opened, names, device=device)
+        rows = hold(bundle, names, device=device)
     # An engine that nobody named and that has no such device is no failure; it is said that it was not checked.
     skipped = [
         row for row in rows if not runtime and isinstance(row, Refusal) and isinstance(row.error, RuntimeMissing)
@@ -34,9 +51,8 @@ def verify(
         absent = [name for name in ENGINES if name not in [row.runtime for row in rows]]
         if absent:
             console.say(f"not checked, because not here or not able to open this bundle: {', '.join(absent)}")
-    if not rows or not all(row.passed for row in rows):
-        raise typer.Exit(1)
-    return [row for row in rows if isinstance(row, Parity)]
+    passed = bool(rows) and all(row.passed for row in rows)
+    return [row for row in rows if isinstance(row, Parity)], passed
 
 
 def _print(rows: list[Parity | Refusal]) -> None:

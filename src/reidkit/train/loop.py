@@ -7,19 +7,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reidkit.architecture import with_size
+from reidkit.architecture import ModelSpec, with_size
 from reidkit.atomic import check_free
 from reidkit.checkpoints.starting import starting_weights
-from reidkit.errors import ConfigError, OutputError
+from reidkit.errors import ConfigError, OutputError, TrainingError
 from reidkit.models.cost import model_cost
-from reidkit.models.model import build_model
+from reidkit.models.model import Network, build_model
 from reidkit.train.crops import load_crops, place_crops
 from reidkit.train.journal import Measured
-from reidkit.train.outcome import CHECKPOINT, Outcome
-from reidkit.train.parallel import assemble
+from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, describe_file
+from reidkit.train.parallel import Team, assemble
 from reidkit.train.recipe import Recipe
 from reidkit.train.run import SILENT, Callbacks, Run
-from reidkit.train.state import STATE, RunState, check_same, load_state
+from reidkit.train.settings import at_least
+from reidkit.train.state import STATE, RunState, check_origin, check_same, load_state
 from reidkit.train.teacher import load_teacher
 from reidkit.train.training_data import TrainingData
 from reidkit.train.validation import divide
@@ -34,9 +35,9 @@ class TrainedRun:
         checkpoint: what is worth most of the run: the best network where it was measured, else the last.
         identities: that were learned.
         crops: that were learned from.
-        steps: of all stages.
-        seconds: of training, measuring included, without decoding; since the run was resumed, if it was.
-        best: the measurement that chose the checkpoint.
+        steps: that were done, of all stages; since the run was resumed, if it was.
+        seconds: that they took, measuring included, decoding not.
+        best: the measurement that chose the checkpoint; None without any, or if it was before the run was resumed.
     """
 
     checkpoint: Path
@@ -104,6 +105,7 @@ def train(
         KeyboardInterrupt: the run was interrupted, and can be resumed.
     """
     out = Path(out)
+    at_least("report_every", report_every, 1)
     team = assemble(device, devices)
     learned, examination = divide(split, recipe.validation, seed=recipe.seed)
     data = TrainingData(split, learned, recipe.input)
@@ -111,32 +113,22 @@ def train(
     state = _earlier_state(out, recipe, data, resume=resume, overwrite=overwrite)
     spec = with_size(recipe.model, data.size)
     model_cost(spec, data.size)  # a network that takes no such crops: said before the decoding
-    if init is not None and spec.branches == "mgn":
-        raise ConfigError("MGN cannot start from a backbone, only from random weights", got=init, fix="leave out init")
-    weights = None if init is None else starting_weights(init, spec.backbone)
     tutor = None if teacher is None else load_teacher(teacher, identities=data.identities, device=team.device)
-    torch.manual_seed(recipe.seed)
-    model = build_model(spec, identities=len(data.names))
-    if weights is not None:
-        model.load_state_dict(weights, strict=False)
-    outcome = Outcome(out, spec, recipe, task, data.words, data.identities, init, teacher)
+    model = _network(spec, recipe, len(data.names), init, team)
+    files = describe_file(init), describe_file(teacher)
+    outcome = Outcome(out, spec, recipe, task, data.words, data.identities, *files)
+    if state is not None:
+        check_origin(state, outcome.origin)
     outcome.check_room(model)
-    if team.leads:
-        for note in [*notes, *([] if tutor is None else [f"teacher: {tutor.note}", *tutor.assumptions])]:
-            callbacks.on_note(note)
-    model = model.to(team.device)
-    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if recipe.sync_batchnorm and team.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # pyright: ignore[reportAssignmentType]
-    files = [crop.path for crop in (*learned, *(() if examination is None else examination.crops))]
-    if not team.leads:
-        team.wait()  # the first one decodes, and the others find what it kept
-    pixels = load_crops(files, recipe.input, folder=cache, progress=callbacks.on_decode)
-    if team.leads:
-        team.wait()
+    if tutor is not None:
+        notes += [f"teacher: {tutor.note}", *tutor.assumptions]
+    crops = [crop.path for crop in (*learned, *(() if examination is None else examination.crops))]
+    with team.leader_first():  # the others find what the cache kept
+        pixels = load_crops(crops, recipe.input, folder=cache, progress=callbacks.on_decode)
     source = place_crops(pixels, team.device)
     if team.leads:
-        callbacks.on_note(f"crops: {source.describe()}")
+        for note in [*notes, f"crops: {source.describe()}"]:
+            callbacks.on_note(note)
     run = Run(recipe, team, model, source, data, examination, outcome, tutor, callbacks, report_every, save_every)
     started = time.perf_counter()
     steps = run.go(state, tensorboard=tensorboard)
@@ -144,13 +136,42 @@ def train(
     return TrainedRun(out / CHECKPOINT, len(data.names), len(data.labels), steps, seconds, run.best)
 
 
+def _network(spec: ModelSpec, recipe: Recipe, identities: int, init: Path | None, team: Team) -> Network:
+    """The network as the run begins with it, the same in every process."""
+    if init is not None and spec.branches == "mgn":
+        raise ConfigError("MGN cannot start from a backbone, only from random weights", got=init, fix="leave out init")
+    weights = {} if init is None else starting_weights(init, spec.backbone)
+    if recipe.sync_batchnorm and team.size > 1 and team.device.type != "cuda":
+        raise ConfigError(
+            "Batch normalisation over several processes needs GPUs",
+            got=f"sync_batchnorm on {team.device.type}",
+            fix="--set sync_batchnorm=false",
+        )
+    torch.manual_seed(recipe.seed)
+    model = build_model(spec, identities=identities)
+    model.load_state_dict(weights, strict=False)
+    model = model.to(device=team.device)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if recipe.sync_batchnorm and team.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model  # pyright: ignore[reportReturnType]
+
+
 def _earlier_state(out: Path, recipe: Recipe, data: TrainingData, *, resume: bool, overwrite: bool) -> RunState | None:
     """The state to go on from; or none, if the folder is free to begin in."""
     if resume:
+        if (out / CHECKPOINT).exists() and not (out / STATE).exists():
+            raise TrainingError(
+                f"The run in {out} cannot be resumed: it has ended",
+                got=f"{CHECKPOINT}, and no {STATE}",
+                expected="a run that was interrupted",
+                fix="take its checkpoint as --init of another run, or train anew with --overwrite",
+            )
         state = load_state(out / STATE)
         check_same(state, recipe, data.digest)
         return state
-    check_free(out / CHECKPOINT, overwrite=overwrite)
+    for name in (CHECKPOINT, LAST, BEFORE):
+        check_free(out / name, overwrite=overwrite)
     if (out / STATE).exists() and not overwrite:
         raise OutputError(
             f"{out} holds a run that was interrupted",

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import reidkit
@@ -18,6 +19,7 @@ from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
 from reidkit.models.model import Network
 from reidkit.train.recipe import Recipe
+from reidkit.train.state import STATE
 from reidkit.types import Task
 
 CHECKPOINT = "model.safetensors"
@@ -43,8 +45,8 @@ class Outcome:
         task: what the identities are.
         dataset: in words.
         identities: digest of the training identities.
-        init: whose backbone the network started from.
-        teacher: that it copied from.
+        init: file whose backbone the network started from, in words (`describe_file`).
+        teacher: file of the network that it copied from, likewise.
     """
 
     folder: Path
@@ -53,8 +55,13 @@ class Outcome:
     task: Task
     dataset: str
     identities: str
-    init: Path | None = None
-    teacher: Path | None = None
+    init: str | None = None
+    teacher: str | None = None
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """What decides the outcome beside the recipe and the data."""
+        return {"task": self.task, "init": self.init, "teacher": self.teacher}
 
     def write(self, model: Network, name: str) -> None:
         """Writes a network, whole or not at all.
@@ -67,15 +74,44 @@ class Outcome:
         provenance = Provenance(
             source=self.folder.name,
             framework=f"torch {torch.__version__}",
-            init=_named(self.init),
-            teacher=_named(self.teacher),
+            init=self.init,
+            teacher=self.teacher,
             dataset=self.dataset,
             recipe=to_dict(self.recipe),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             reidkit=reidkit.__version__,
         )
         facts = CheckpointFacts(self.spec, self.recipe.input, self.task, provenance, self.identities)
-        save_checkpoint(self.folder / name, model, facts)
+        try:
+            save_checkpoint(self.folder / name, model, facts)
+        except SafetensorError as error:  # which is how it tells of a full disk
+            raise OutputError(
+                f"Cannot write {self.folder / name}",
+                got=error,
+                fix="free some space; what was written before stays, and a state can be resumed",
+            ) from error
+
+    def clear(self) -> None:
+        """Removes the state of an earlier run, which nobody is to go on with."""
+        (self.folder / STATE).unlink(missing_ok=True)
+
+    def finish(self, model: Network, *, measured: bool) -> None:
+        """Writes the network at the end, and removes what does not belong to this run or is of no more use.
+
+        Args:
+            model: at the end.
+            measured: the best one was kept on the way.
+
+        Raises:
+            TrainingError: as `write`; the state stays.
+            OutputError: as `write`.
+        """
+        self.write(model, LAST if measured else CHECKPOINT)
+        (self.folder / STATE).unlink(missing_ok=True)
+        if not measured:
+            (self.folder / LAST).unlink(missing_ok=True)
+        if self.recipe.before is None:
+            (self.folder / BEFORE).unlink(missing_ok=True)
 
     def check_room(self, model: nn.Module) -> None:
         """Refuses a disk that has no room for what the run will write.
@@ -111,8 +147,6 @@ def check_finite(model: nn.Module) -> None:
         )
 
 
-def _named(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    file = weights_file(path)
-    return f"{path.name}, sha256 {file_sha256(file)}"
+def describe_file(path: Path | None) -> str | None:
+    """Name and digest of a checkpoint, a run or a bundle that a run begins with: it may be gone when the run ends."""
+    return None if path is None else f"{path.name}, sha256 {file_sha256(weights_file(path))}"

@@ -1,14 +1,15 @@
 """One process a device, and what they tell each other. lightning-fabric starts them: it runs the command once more."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from reidkit.errors import RuntimeMissing
+from reidkit.errors import RuntimeMissing, TrainingError
 
 T = TypeVar("T")
 
@@ -61,10 +62,50 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in all of them."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None]
+        with self.together():
+            if self.leads:
+                made[0] = make()
+        dist.broadcast_object_list(made, src=0)
+        return made[0]
+
+    def equalize(self, module: nn.Module) -> None:
+        """Gives all processes the first one's weights and statistics; the latter are those of its own batches."""
         if self.size > 1:
-            self._fabric.barrier()
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all processes leave at the same time, well or not: nobody waits for one that has failed.
+
+        Within it they send each other nothing. A second Ctrl-C asks nobody, for it reaches all of them.
+
+        Raises:
+            TrainingError: in those that did not fail; the one that did says why.
+        """
+        try:
+            yield
+        except Exception:
+            self.any(True)
+            raise
+        if self.any(False):
+            raise TrainingError("Another process of this run has failed", fix="see what that one says")
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """A block that the first process runs while the others wait, and those then, if it went well."""
+        if self.leads:
+            with self.together():
+                yield
+        else:
+            with self.together():
+                pass
+            yield
 
 
 def is_follower() -> bool:

@@ -3,8 +3,9 @@
 A *step* is one change of the weights. It takes `accumulate` batches on each device.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -17,6 +18,7 @@ Steps = list[Int[np.ndarray, " crops"]]
 """The crops of some steps in a row."""
 
 _AGAIN = 3  # stream of random numbers
+_ROUNDING = 1e-6  # of a step: three times 0.1 epochs are 0.3, and not a step more
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class Plan:
     seed: int
     rank: int = 0
     processes: int = 1
-    mined: Steps | None = field(default=None)
+    mined: Steps | None = None
     round: int | None = None
 
     @property
@@ -59,7 +61,7 @@ class Plan:
 
     def step_at(self, epoch: float) -> int:
         """The first step at or after so many passes."""
-        return min(self.steps, -int(-epoch * self.steps // self.stage.optim.epochs))
+        return min(self.steps, math.ceil(epoch * self.steps / self.stage.optim.epochs - _ROUNDING))
 
     def pieces(self, start: int, mine: Callable[[int], Steps]) -> Iterator[Steps]:
         """The crops of all steps from one on, in pieces of an epoch or a round of mining.
@@ -71,6 +73,8 @@ class Plan:
             mine: finds the batches of a round, given its number.
         """
         done = start
+        if done == self.steps:
+            return
         for drawn in self._mined(start, mine) if self.stage.mining.round_epochs > 0 else self._drawn(start):
             piece = drawn[: self.steps - done]
             done += len(piece)

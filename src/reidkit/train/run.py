@@ -1,11 +1,9 @@
 """A run while it goes on: its stages one after the other, reported, measured, saved and stopped on the way."""
 
-import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,11 +18,12 @@ from reidkit.train.arithmetic import autocast_type
 from reidkit.train.augment import Augmenter
 from reidkit.train.crops import CropSource
 from reidkit.train.ema import Average
+from reidkit.train.interrupts import interrupts
 from reidkit.train.journal import Journal, Measured, StepReport
 from reidkit.train.losses.criterion import Criterion
 from reidkit.train.mining import mined_batches, round_subset
 from reidkit.train.optimizer import freeze, make_optimizer, set_learning_rate
-from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, check_finite
+from reidkit.train.outcome import BEFORE, CHECKPOINT, Outcome, check_finite
 from reidkit.train.parallel import Team
 from reidkit.train.plan import Plan, Steps
 from reidkit.train.recipe import Recipe, Stage
@@ -35,8 +34,6 @@ from reidkit.train.teacher import Teacher
 from reidkit.train.training_data import TrainingData
 from reidkit.train.validation import Examination, embed
 from reidkit.types import Progress, no_progress
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +107,23 @@ class Run:
         criteria = [self._criterion(stage) for stage in stages]
         parts = list(dict.fromkeys(name for criterion in criteria for name in criterion.names))
         first = 0 if state is None else state.stage
-        after = None if state is None else (state.stage + 1, state.step)
         steps = 0
         with ExitStack() as stack:
             journal = None
-            if self.team.leads:
-                journal = stack.enter_context(Journal(self.outcome.folder, parts, after=after, tensorboard=tensorboard))
-            stop = stack.enter_context(_interrupts())
+            with self.team.together():
+                if self.team.leads:
+                    journal = stack.enter_context(self._journal(parts, state, tensorboard=tensorboard))
+            stop = stack.enter_context(interrupts())
             for number in range(first, len(stages)):
-                done = state.step if state is not None and number == first else 0
                 stretch = _Stretch(self, number, stages[number], criteria[number], journal, stop)
-                steps += stretch.go(state if number == first else None) - done
-                if self.team.leads and number < len(stages) - 1:
-                    self.outcome.write(self.model, BEFORE)
-        if self.team.leads:
-            self.outcome.write(self.model, CHECKPOINT if self.examination is None else LAST)
-            (self.outcome.folder / STATE).unlink(missing_ok=True)
-        self.team.wait()
+                steps += stretch.go(state if number == first else None)
+                if number < len(stages) - 1:
+                    with self.team.together():
+                        if self.team.leads:
+                            self.outcome.write(self.model, BEFORE)
+        with self.team.together():
+            if self.team.leads:
+                self.outcome.finish(self.model, measured=self.examination is not None)
         return steps
 
     def _criterion(self, stage: Stage) -> Criterion:
@@ -138,6 +135,12 @@ class Run:
             stage.loss, heads, distils=teaches, teacher_scores=self.teacher is not None and self.teacher.has_logits
         )
         return criterion.to(self.team.device)
+
+    def _journal(self, parts: list[str], state: RunState | None, *, tensorboard: bool) -> Journal:
+        if state is None:
+            self.outcome.clear()  # with the log, the state of an earlier run goes: nobody could resume it
+        after = None if state is None else (state.stage + 1, state.step)
+        return Journal(self.outcome.folder, parts, after=after, tensorboard=tensorboard)
 
 
 class _Stretch:
@@ -153,70 +156,46 @@ class _Stretch:
         stop: threading.Event,
     ) -> None:
         self.run, self.number, self.stage, self.journal, self.stop = run, number, stage, journal, stop
-        team, recipe = run.team, run.recipe
-        size = run.data.size
-        generator = torch.Generator(team.device)
-        generator.manual_seed(int(np.random.SeedSequence([recipe.seed, number, team.rank]).generate_state(1)[0]))
-        arithmetic = autocast_type(team.device, recipe.amp)
-        spec = recipe.input
-        fill = torch.tensor(spec.mean) * spec.scale
-        preprocess = Preprocess(spec).to(team.device)
-        self.learner = Learner(
-            model=run.model,
-            criterion=criterion,
-            optimizer=make_optimizer(
-                run.model,
-                criterion,
-                stage.optim,
-                capturable=team.device.type == "cuda" and arithmetic != torch.float16,
-            ),
-            augmenter=Augmenter(
-                stage.augment,
-                height=size[0],
-                width=size[1],
-                fill=fill.flip(0) if spec.color == "bgr" else fill,
-                device=team.device,
-            ),
-            preprocess=preprocess,
-            generator=generator,
-            optim=stage.optim,
-            team=team,
-            arithmetic=arithmetic,
-            average=Average(run.model, stage.optim.ema) if stage.optim.ema > 0 else None,
-            scaler=torch.amp.GradScaler(team.device.type) if arithmetic == torch.float16 else None,
-            teacher=run.teacher,
-        )
-        self.plan = Plan(run.data.labels, run.data.cameras, stage, recipe.seed, team.rank, team.size)
+        self.learner = _learner(run, number, stage, criterion)
+        self.plan = Plan(run.data.labels, run.data.cameras, stage, run.recipe.seed, run.team.rank, run.team.size)
+        self.measured_at = self._measured_at()
         self.done = 0
+        self.losses = torch.zeros(0, 1 + len(criterion.names))  # of the steps since the last report
         self.reported = time.perf_counter()
         self.steps_reported = 0
         run.best, run.best_figure, run.without_best = None, None, 0
 
     def go(self, state: RunState | None) -> int:
-        """Learns to the end of the stage; returns the steps that are done of it."""
+        """Learns to the end of the stage; returns the steps that it took."""
         if state is not None:
             self._restore(state)
-        learner, plan, data, device = self.learner, self.plan, self.run.data, self.run.team.device
-        measured_at = self._measured_at()
+        start = self.done
+        self._learn()
+        learned, kept = self.learner.model, self._kept()
+        if kept is not learned:
+            learned.load_state_dict(kept.state_dict())
+        freeze(learned, frozen=False)
+        self.run.team.equalize(learned)
+        return self.done - start
+
+    def _learn(self) -> None:
+        run, learner, plan = self.run, self.learner, self.plan
         step: Step | None = None
         frozen = False
         for piece in plan.pieces(self.done, self._mine):
-            labels = torch.from_numpy(data.labels[np.stack(piece)]).to(device)
-            with closing(self.run.source.stream(piece)) as batches:  # pyright: ignore[reportArgumentType]
+            labels = torch.from_numpy(run.data.labels[np.stack(piece)]).to(run.team.device)
+            with closing(run.source.stream(piece)) as batches:  # pyright: ignore[reportArgumentType]
                 for (crops, _), targets in zip(batches, labels, strict=True):
                     if step is None or frozen != self._freezes():
+                        if step is not None:
+                            self._read_losses(step)
                         frozen = self._freezes()
                         step = self._make_step(frozen=frozen)
                     set_learning_rate(learner.optimizer, learning_rate(plan.epoch(self.done), self.stage.optim))
                     step(crops, targets)
                     self.done += 1
-                    due = self.done in measured_at
-                    if due or self.done % self.run.report_every == 0 or self.done == plan.steps:
-                        self._report(step.read_losses())
-                        if due and self._measure():
-                            return self._finished()
-                        self._pause(step)
-        return self._finished()
+                    if self._pause(step):
+                        return
 
     def _freezes(self) -> bool:
         return self.plan.epoch(self.done) < self.stage.optim.freeze_epochs
@@ -229,6 +208,10 @@ class _Stretch:
         return Step(self.learner, batch=self.stage.batches.size, history=self.run.report_every, compiled=compiled)
 
     def _mine(self, number: int) -> Steps:
+        # The first process mines for all: statistics of normalisation differ between them, and so would the batches.
+        return self.run.team.share(lambda: self._mined(number))
+
+    def _mined(self, number: int) -> Steps:
         data, mining, seed = self.run.data, self.stage.mining, self.run.recipe.seed
         subset = round_subset(len(data.labels), mining, seed=seed, number=number)
         embeddings = embed(self.learner.model, self.learner.preprocess, self.run.source.batch, subset, pooled=True)
@@ -239,7 +222,31 @@ class _Stretch:
 
     # -- between two steps ---------------------------------------------------------------------------------------------
 
-    def _report(self, losses: Tensor) -> None:
+    def _pause(self, step: Step) -> bool:
+        """Reports, measures, saves and stops where it is time to; says whether the stage ends early."""
+        run = self.run
+        measures = self.done in self.measured_at
+        if measures or self.done % run.report_every == 0 or self.done == self.plan.steps:
+            self._read_losses(step)
+            self._report()
+            if measures and self._measure():
+                return True
+            stopped = run.team.any(self.stop.is_set())
+            due = run.team.any(time.monotonic() - run.saved > run.save_every) and self.done < self.plan.steps
+        else:
+            # Several processes stop after a report, where they agree; one need not wait for it.
+            stopped, due = run.team.size == 1 and self.stop.is_set(), False
+            if stopped:
+                self._read_losses(step)
+        if stopped or due:
+            self._save(must=stopped)
+        if stopped:
+            raise KeyboardInterrupt
+        return False
+
+    def _read_losses(self, step: Step) -> None:
+        """Takes over the losses of the last steps; stops where they are not finite."""
+        losses = self.losses = torch.cat([self.losses, step.read_losses()])
         wrong = (~torch.isfinite(losses[:, 0])).nonzero()[:, 0].tolist()
         if self.run.team.any(bool(wrong)):
             names = self.learner.criterion.names
@@ -251,6 +258,8 @@ class _Stretch:
                 expected="finite losses",
                 fix="lower the learning rate, --set optim.lr=1e-4; checkpoints that were written before are good",
             )
+
+    def _report(self) -> None:
         now, learner = time.perf_counter(), self.learner
         crops = (self.done - self.steps_reported) * self.plan.crops_a_step
         report = StepReport(
@@ -260,12 +269,14 @@ class _Stretch:
             epoch=self.plan.epoch(self.done),
             lr=learning_rate(self.plan.epoch(self.done - 1), self.stage.optim),
             images_per_second=crops / (now - self.reported),
-            losses=dict(zip(("loss", *learner.criterion.names), losses.mean(dim=0).tolist(), strict=True)),
+            losses=dict(zip(("loss", *learner.criterion.names), self.losses.mean(dim=0).tolist(), strict=True)),
         )
+        self.losses = self.losses[:0]
         self.reported, self.steps_reported = now, self.done
-        if self.journal is not None:
-            self.journal.write(report)
-            self.run.callbacks.on_step(report)
+        with self.run.team.together():
+            if self.journal is not None:
+                self.journal.write(report)
+                self.run.callbacks.on_step(report)
 
     def _measured_at(self) -> set[int]:
         """Steps after which the network is measured; the last is always one of them."""
@@ -276,58 +287,35 @@ class _Stretch:
 
     def _measure(self) -> bool:
         """Measures, keeps the best, and says whether to end early."""
-        run, examination = self.run, self.run.examination
-        assert examination is not None
-        model = self._kept()
-        ends = False
-        if run.team.leads:
-            first = len(run.data.labels)
-            indices = np.arange(first, first + len(examination.crops))
-            check_finite(model)
-            embeddings = embed(model, self.learner.preprocess, run.source.batch, indices)
-            ranking = examination.rank(embeddings.cpu().numpy())
-            figure = float(ranking.mean_ap)
-            best = run.best_figure is None or figure > run.best_figure
-            found = Measured(
-                self.number + 1, self.done, self.plan.epoch(self.done), figure, float(ranking.cmc(1)), best
-            )
-            run.without_best = 0 if best else run.without_best + 1
-            if best:
-                run.best, run.best_figure = found, figure
-                if self.number == len(run.recipe.stages) - 1:
-                    run.outcome.write(model, CHECKPOINT)
-            if self.journal is not None:
-                self.journal.measured(found)
-            run.callbacks.on_measured(found)
-            patience = run.recipe.validation.patience
-            ends = 0 < patience <= run.without_best
-            if ends:
-                run.callbacks.on_note(f"ended at step {self.done}: {patience} measurements without a new best mAP")
-        ends = run.team.any(ends)
+        run, ends = self.run, False
+        with run.team.together():
+            if run.team.leads:
+                self._examine()
+                patience = run.recipe.validation.patience
+                ends = 0 < patience <= run.without_best
+                if ends:
+                    run.callbacks.on_note(f"ended at step {self.done}: {patience} measurements without a new best mAP")
         self.reported = time.perf_counter()  # measuring is no training
-        return ends
+        return run.team.any(ends)
 
-    def _pause(self, step: Step) -> None:
-        """Stops where that was asked for; saves where it is time to."""
-        stopped = self.run.team.any(self.stop.is_set())
-        due = self.run.team.any(time.monotonic() - self.run.saved > self.run.save_every)
-        if stopped or (due and self.done < self.plan.steps):
-            before = time.perf_counter()
-            self._save(must=stopped)
-            self.reported += time.perf_counter() - before
-        if stopped:
-            self.run.callbacks.on_note(
-                f"stopped after step {self.done} of {self.plan.steps}; everything needed to go on is in "
-                f"{self.run.outcome.folder / STATE}"
-            )
-            raise KeyboardInterrupt
-
-    def _finished(self) -> int:
-        kept = self._kept()
-        if kept is not self.learner.model:
-            self.learner.model.load_state_dict(kept.state_dict())
-        freeze(self.learner.model, frozen=False)
-        return self.done
+    def _examine(self) -> None:
+        run, examination, model = self.run, self.run.examination, self._kept()
+        assert examination is not None
+        check_finite(model)
+        first = len(run.data.labels)
+        indices = np.arange(first, first + len(examination.crops))
+        ranking = examination.rank(embed(model, self.learner.preprocess, run.source.batch, indices).cpu().numpy())
+        figure = float(ranking.mean_ap)
+        best = run.best_figure is None or figure > run.best_figure
+        found = Measured(self.number + 1, self.done, self.plan.epoch(self.done), figure, float(ranking.cmc(1)), best)
+        run.without_best = 0 if best else run.without_best + 1
+        if best:
+            run.best, run.best_figure = found, figure
+            if self.number == len(run.recipe.stages) - 1:
+                run.outcome.write(model, CHECKPOINT)
+        if self.journal is not None:
+            self.journal.measured(found)
+        run.callbacks.on_measured(found)
 
     def _kept(self) -> Network:
         """The network that is worth keeping: the average where there is one."""
@@ -337,11 +325,16 @@ class _Stretch:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def _save(self, *, must: bool) -> None:
-        run, learner = self.run, self.learner
-        random = run.team.gather(random_states(learner.generator))
+        run, before = self.run, time.perf_counter()
+        random = run.team.gather(random_states(self.learner.generator))
+        with run.team.together():
+            if run.team.leads:
+                self._write_state(random, must=must)
         run.saved = time.monotonic()
-        if not run.team.leads:
-            return
+        self.reported += time.perf_counter() - before  # saving is no training
+
+    def _write_state(self, random: list[dict[str, Tensor]], *, must: bool) -> None:
+        run, learner = self.run, self.learner
         check_finite(learner.model)
         state = RunState(
             recipe=to_dict(run.recipe),
@@ -358,14 +351,22 @@ class _Stretch:
             without_best=run.without_best,
             mining_round=self.plan.round,
             mined=self.plan.mined,
+            losses=self.losses,
+            origin=run.outcome.origin,
         )
+        path = run.outcome.folder / STATE
         try:
-            save_state(run.outcome.folder / STATE, state)
+            save_state(path, state)
         except OutputError as error:
             if must:
                 raise
             # A full disk must not cost the hours of training that may fit on it in the end.
             run.callbacks.on_note(f"the state could not be saved ({error.problem}); the run goes on without")
+        else:
+            if must:
+                run.callbacks.on_note(
+                    f"stopped after step {self.done} of {self.plan.steps}; everything needed to go on is in {path}"
+                )
 
     def _restore(self, state: RunState) -> None:
         learner, run = self.learner, self.run
@@ -376,30 +377,41 @@ class _Stretch:
             learner.average.load_state_dict(state.ema)
         if learner.scaler is not None and state.scaler is not None:
             learner.scaler.load_state_dict(state.scaler)
+        if state.losses is not None:
+            self.losses = state.losses
         self.plan.mined, self.plan.round = state.mined, state.mining_round
         self.done = self.steps_reported = state.step
         run.best_figure, run.without_best = state.best, state.without_best
         restore_random(state, learner.generator, rank=run.team.rank, processes=run.team.size)
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a step can end in peace; the second one stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals go to the main thread, and so do their handlers
-        return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: object) -> None:
-        _logger.info("signal %d: stopping after this report", number)
-        stop.set()
-        signal.signal(number, earlier[signal.Signals(number)])
-
-    for number in earlier:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+def _learner(run: Run, number: int, stage: Stage, criterion: Criterion) -> Learner:
+    """What a stage learns with, as it is before the first step."""
+    device, spec = run.team.device, run.recipe.input
+    height, width = run.data.size
+    generator = torch.Generator(device)
+    generator.manual_seed(int(np.random.SeedSequence([run.recipe.seed, number, run.team.rank]).generate_state(1)[0]))
+    arithmetic = autocast_type(device, run.recipe.amp)
+    # float16 asks in every step whether its gradients overflowed, so its optimiser is in no graph.
+    capturable = device.type == "cuda" and arithmetic != torch.float16
+    fill = torch.tensor(spec.mean) * spec.scale
+    return Learner(
+        model=run.model,
+        criterion=criterion,
+        optimizer=make_optimizer(run.model, criterion, stage.optim, capturable=capturable),
+        augmenter=Augmenter(
+            stage.augment,
+            height=height,
+            width=width,
+            fill=fill.flip(0) if spec.color == "bgr" else fill,
+            device=device,
+        ),
+        preprocess=Preprocess(spec).to(device),
+        generator=generator,
+        optim=stage.optim,
+        team=run.team,
+        arithmetic=arithmetic,
+        average=Average(run.model, stage.optim.ema) if stage.optim.ema > 0 else None,
+        scaler=torch.amp.GradScaler(device.type) if arithmetic == torch.float16 else None,
+        teacher=run.teacher,
+    )

@@ -60,6 +60,8 @@ class RunState:
         without_best: measurements in a row since then.
         mining_round: number of the round of mining that `mined` is of; None when batches are not mined.
         mined: the batches of that round.
+        losses: of the steps that no report has told of yet.
+        origin: what else decides the outcome, in words: the files that the run began with.
         versions: of reidkit and torch.
     """
 
@@ -77,6 +79,8 @@ class RunState:
     without_best: int = 0
     mining_round: int | None = None
     mined: list[np.ndarray] | None = None
+    losses: Tensor | None = None
+    origin: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=_versions)
 
 
@@ -215,6 +219,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "without_best": _is_count,
     "mining_round": _or_none(_is_count),
     "mined": _or_none(_list_of(_is_batch)),
+    "losses": _or_none(lambda value: isinstance(value, Tensor) and value.ndim == 2),
+    "origin": lambda value: _is_table(value) and all(text is None or isinstance(text, str) for text in value.values()),
     "versions": lambda value: _is_table(value) and all(isinstance(version, str) for version in value.values()),
 }
 
@@ -324,6 +330,26 @@ def check_same(state: RunState, recipe: Recipe, data_digest: str) -> None:
                 ", ".join(f"{name} {version}" for name, version in which.items())
                 for which in (state.versions, _versions())
             ),
+        )
+
+
+def check_origin(state: RunState, origin: Mapping[str, str | None]) -> None:
+    """Refuses to go on with another teacher, or to say of the outcome that it began with other weights.
+
+    Args:
+        state: of the run.
+        origin: as in `RunState`.
+
+    Raises:
+        TrainingError: says what differs.
+    """
+    found = [(key, was, now) for key, was, now in _differences(state.origin, origin)]
+    if found:
+        raise TrainingError(
+            "A run cannot be resumed with other files than it began with",
+            got="; ".join(f"--{key} {now or 'none'}" for key, _, now in found),
+            expected="; ".join(f"--{key} {was or 'none'}" for key, was, _ in found),
+            fix="resume with the same --task, --init and --teacher, or train anew",
         )
 
 

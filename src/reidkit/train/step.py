@@ -102,7 +102,7 @@ class Step:
 
     def read_losses(self) -> Float32[Tensor, "steps losses"]:
         """The losses of every step since they were last read, as `Criterion` gives them. Waits for the device."""
-        losses = self._history[: self._kept].cpu()
+        losses = self._history[: self._kept].to("cpu", copy=True)  # the next steps write over them
         self._kept = 0
         self._row.zero_()
         return losses

@@ -15,10 +15,11 @@ from reidkit.metrics.protocol import PROTOCOLS, named_protocol
 from reidkit.metrics.ranking import Ranking, rank_gallery
 from reidkit.models.model import Network, Preprocess
 from reidkit.train.settings import Validation
-from reidkit.types import Crop, Split
+from reidkit.types import UNKNOWN_CAMERA, Crop, Split
 
 _SHUFFLE = 4  # stream of random numbers
 _BATCH = 256
+_FEWEST = 2  # identities that are held out: a single one is found by anybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Examination:
 def divide(split: Split, settings: Validation, *, seed: int) -> tuple[tuple[Crop, ...], Examination | None]:
     """The crops to learn from, and those to be measured on.
 
-    Of every identity that is held out, one crop of each camera asks, and the others are to be found. Where no
+    Of every identity that is held out, one crop of each camera asks, and all but itself are to be found. Where no
     held-out identity was seen by two cameras, the camera makes no difference.
 
     Args:
@@ -71,47 +72,65 @@ def divide(split: Split, settings: Validation, *, seed: int) -> tuple[tuple[Crop
         seed: that chooses who is held out.
 
     Raises:
-        DataError: too few identities to hold any back, or a data set without query and gallery.
+        DataError: too few identities to hold any back, or a data set without query and gallery, or without a match.
     """
     if settings.every == 0:
         return split.train, None
     if settings.on == "test":
         return split.train, _test_part(split)
     pids = np.unique([crop.pid for crop in split.train])
-    wanted = max(1, round(settings.identities * len(pids)))
+    wanted = max(_FEWEST, round(settings.identities * len(pids)))
+    if wanted >= len(pids):
+        raise DataError(
+            "There are too few identities to hold any back",
+            got=f"{len(pids)}, of which {wanted} would be held out",
+            expected="some to learn from, and two or more to be told apart",
+            fix="train on more people, hold out fewer with --set validation.identities=0.1, or say"
+            " --set validation.every=0",
+        )
     held = set(np.random.default_rng([seed, _SHUFFLE]).permutation(pids)[:wanted].tolist())
-    query, gallery = [], []
-    seen: set[tuple[int, int]] = set()
-    out = [crop for crop in split.train if crop.pid in held]
-    for crop in out:
-        (gallery if (crop.pid, crop.camid) in seen else query).append(crop)
-        seen.add((crop.pid, crop.camid))
-    junk = any(a[0] == b[0] and a[1] != b[1] for a, b in zip(sorted(seen), sorted(seen)[1:], strict=False))
-    examination = Examination(tuple(query), tuple(gallery), junk)
-    labels = labels_of(examination.query), labels_of(examination.gallery)
-    matched = {(p, c) for p, c in zip(labels[1].pids.tolist(), labels[1].camids.tolist(), strict=True)}
-    if not any(p == q and (c != d or not junk) for p, c in seen for q, d in matched):
+    gallery = tuple(crop for crop in split.train if crop.pid in held)
+    asking = {(crop.pid, crop.camid): crop for crop in reversed(gallery)}  # the first of each stays
+    query = tuple(crop for crop in gallery if asking[crop.pid, crop.camid] is crop)
+    junk = len({pid for pid, _ in asking}) < len(asking)
+    if not junk and len(gallery) == len(held):
         raise DataError(
             "The identities that are held out cannot be measured on",
-            got=f"{len(held)} of {len(pids)} identities with {len(out)} crops, none with another one to be found",
+            got=f"{len(held)} of {len(pids)} identities with one crop each",
             expected="identities with several crops, better from several cameras",
             fix="hold out more with --set validation.identities=0.2, or say --set validation.every=0",
         )
-    return tuple(crop for crop in split.train if crop.pid not in held), examination
+    return tuple(crop for crop in split.train if crop.pid not in held), Examination(query, gallery, junk)
 
 
 def _test_part(split: Split) -> Examination:
+    instead = "say --set validation.on=held-out, or --set validation.every=0"
     if not split.query or not split.gallery:
         raise DataError(
             f"{split.root} has no query and gallery to measure on",
             got=f"{len(split.query)} query and {len(split.gallery)} gallery crops",
             expected="both",
-            fix="say --set validation.on=held-out, or --set validation.every=0",
+            fix=instead,
         )
     protocol = named_protocol(None, data_format=split.format)
     if protocol.draw != "nothing":  # random galleries are for a final figure
         protocol = PROTOCOLS["camera-less"]
+    seen: dict[int, set[int]] = {}
+    for crop in split.gallery:
+        seen.setdefault(crop.pid, set()).add(crop.camid)
+    if not any(_is_found(crop, seen.get(crop.pid, set()), junk=protocol.junk) for crop in split.query):
+        raise DataError(
+            f"No query of {split.root} has a match in the gallery",
+            got=f"protocol {protocol.name}",
+            expected="crops of the same identity" + (" by another camera" if protocol.junk else ""),
+            fix=instead,
+        )
     return Examination(split.query, split.gallery, protocol.junk)
+
+
+def _is_found(crop: Crop, cameras: set[int], *, junk: bool) -> bool:
+    """Whether one of the cameras that saw somebody in the gallery counts as a match."""
+    return bool(cameras - {crop.camid} if junk and crop.camid != UNKNOWN_CAMERA else cameras)
 
 
 @torch.no_grad()
