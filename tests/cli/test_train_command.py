@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 from reidkit.bundle import open_bundle
-from reidkit.cli import main, train
+from reidkit.cli import outcome, train
+from reidkit.data import load_split
 from reidkit.deploy import verify
+from reidkit.errors import DataError
 from reidkit.export import torch_export
 from reidkit.report.training_curves import read_log
 
@@ -32,7 +34,7 @@ TINY = [
     for part in ("--set", setting)
 ]  # fmt: skip
 SMALL = ["--recipe", "demo", "--model", "osnet-x0.25", *TINY]
-LONG = ["--set", "optim.epochs=12"]
+LONG = ["--set", "optim.epochs=8"]
 
 
 def says(*lines: str) -> str:
@@ -98,6 +100,7 @@ def test_what_a_run_ends_with(run, market, tmp_path, tiny_export):
     assert f"error: The run in {folder} cannot be resumed: it has ended" in err
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_bundle_and_one_of_them_talks(market, tmp_path):
     folder = tmp_path / "pair"
     command = [REID, "train", "--data", market, "--out", folder, "--recipe", "demo", *TINY, "--devices", "2"]
@@ -151,11 +154,30 @@ def test_an_interrupt_says_how_to_go_on(interrupted):
     assert (ended.returncode, ended.stdout) == (130, "")
     *_, stopped, go_on = ended.stderr.splitlines()
     assert re.fullmatch(
-        rf"stopped after step \d+ of 36; everything needed to go on is in {re.escape(str(folder / 'state.pt'))}",
+        rf"stopped after step \d+ of 24; everything needed to go on is in {re.escape(str(folder / 'state.pt'))}",
         stopped,
     )
     assert go_on == f"to go on: {shlex.join(['reid', *command, '--resume'])}"
     assert {path.name for path in folder.iterdir()} == {"log.csv", "state.pt"}
+
+
+@pytest.mark.parametrize(("arguments", "resumable"), [((), False), (("--resume",), True)])
+def test_only_a_run_that_saved_something_is_said_to_be_resumable(
+    run, interrupted, market, tmp_path, monkeypatch, arguments, resumable
+):
+    """Ctrl-C before anything was saved, where an earlier run left its state."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted.folder, folder)
+    monkeypatch.setattr(train, "learn", interrupt)
+    status, _, err = run("train", "--data", market, "--out", folder, *SMALL, *LONG, "--overwrite", *arguments)
+    assert status == 130
+    assert ("to go on: reid train" in err) == resumable
+    assert err.count("--resume") == resumable
+    assert ("interrupted; files that were not finished are not there" in err) != resumable
 
 
 def test_a_resumed_run_ends_as_any_other(run, interrupted, tmp_path, tiny_export):
@@ -168,16 +190,16 @@ def test_a_resumed_run_ends_as_any_other(run, interrupted, tmp_path, tiny_export
         "model.safetensors", "log.csv", "again.reid", "again-card.md", "again-card.html", "curves.png",
     }  # fmt: skip
     assert out.count("passed") == 3
-    assert read_log(folder / "log.csv").epoch[-1] == 12
+    assert read_log(folder / "log.csv").epoch[-1] == 8
 
 
 def test_what_may_not_be_resumed_or_begun_anew(run, interrupted, market, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(interrupted.folder, folder)
     state = (folder / "state.pt").read_bytes()
-    status, _, err = run("train", "--data", market, "--out", folder, *SMALL, "--set", "optim.epochs=13", "--resume")
+    status, _, err = run("train", "--data", market, "--out", folder, *SMALL, "--set", "optim.epochs=9", "--resume")
     assert status == 2
-    assert "error: A run cannot be resumed with another recipe\n  got: optim.epochs = 13.0 (the run: 12.0)\n" in err
+    assert "error: A run cannot be resumed with another recipe\n  got: optim.epochs = 9.0 (the run: 8.0)\n" in err
     status, _, err = run("train", "--data", market, "--out", folder, *SMALL, *LONG)
     assert status == 2
     assert f"error: {folder} holds a run that was interrupted\n" in err
@@ -232,16 +254,20 @@ def test_the_help_names_every_recipe(run, monkeypatch):
 
 
 @pytest.fixture
-def brief(run, market, tmp_path):
-    """Trains for one step; gives status, output, complaints and the names of files."""
+def brief(run, market, interrupted, tmp_path, monkeypatch):
+    """The command with a training that is over at once; gives status, output, complaints and the names of files."""
+    folder = tmp_path / "run"
+
+    def learn(*_, **__):
+        folder.mkdir()
+        shutil.copy(interrupted.folder / "log.csv", folder)
+        (folder / "model.safetensors").touch()
 
     def call(*arguments, data=market):
-        folder = tmp_path / "run"
-        status, out, err = run(
-            "train", "--data", data, "--out", folder, *SMALL, "--set", "optim.epochs=0.2", *arguments
-        )
+        status, out, err = run("train", "--data", data, "--out", folder, *SMALL, *arguments)
         return status, out, err, {path.name for path in folder.iterdir()} - {"log.csv"}
 
+    monkeypatch.setattr(train, "learn", learn)
     return call
 
 
@@ -294,7 +320,7 @@ def test_without_the_exporter(brief, monkeypatch):
     status, _, err, files = brief()
     assert (status, files) == (0, {"model.safetensors", "curves.png"})
     assert (
-        "run.reid, and its card is left out: onnxscript is not installed; pip install 'reidkit[train]' brings it" in err
+        "run.reid with its card is left out: onnxscript is not installed; pip install 'reidkit[train]' brings it" in err
     )
 
 
@@ -319,6 +345,20 @@ def test_data_without_a_test_part(brief, market, tmp_path, tiny_export):
     assert "run-card.md" in files
 
 
+def test_accuracy_is_measured_where_the_run_was(market, tmp_path, tiny_bundle, monkeypatch):
+    asked = []
+
+    def refuse(bundle, split, runtime, settings, *, model):
+        asked.append((runtime, settings.device, settings.cached))
+        raise DataError("enough")
+
+    monkeypatch.setattr(outcome, "measure", refuse)
+    for device in ("cpu", "cuda:1"):
+        with pytest.raises(DataError, match="enough"):
+            outcome._measure(open_bundle(tiny_bundle), load_split(market), device, cached=False)
+    assert asked == [("onnxruntime", "cpu", False), ("pytorch", "cuda:1", False)]
+
+
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
@@ -338,9 +378,10 @@ def test_threads(monkeypatch):
     assert given == [5, 12, 2, 1]
 
 
-def test_crops_are_kept_unless_they_are_not_to_be(market, tmp_path, monkeypatch):
+def test_crops_are_kept_unless_they_are_not_to_be(run, market, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(train, "learn", lambda *_, cache, **__: kept.append(cache))
     monkeypatch.setenv("REIDKIT_CACHE", str(tmp_path / "cache"))
-    for number, arguments in enumerate((["--no-cache"], [])):
-        command = ["train", "--data", str(market), "--out", str(tmp_path / str(number)), *SMALL, "--no-bundle"]
-        assert main([*command, "--set", "optim.epochs=0.2", *arguments]) == 0
-        assert len(list(tmp_path.glob("cache/crops/*.npy"))) == number
+    for arguments in ([], ["--no-cache"]):
+        run("train", "--data", market, "--out", tmp_path / "run", *SMALL, "--no-bundle", *arguments)
+    assert kept == [tmp_path / "cache" / "crops", None]

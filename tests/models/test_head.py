@@ -1,4 +1,4 @@
-"""Pooling and neck by hand, from the formulas."""
+"""Pooling and neck by hand, from the formulas; and what the losses see."""
 
 import numpy as np
 import pytest
@@ -191,21 +191,40 @@ def test_the_bias_of_the_neck_is_zero_and_stays_zero(embedding_dim, place):
     neck = head.bottleneck[place]
     weight = neck.weight.clone()
     for seed in range(2):
-        head.logits(head(feature_map(seed, (4, 16, 2, 2)))[1]).square().sum().backward()
+        outputs = head.training_outputs(feature_map(seed, (4, 16, 2, 2)))
+        (outputs.embedding @ outputs.classifier.T).square().sum().backward()
         optimizer.step()
     assert not torch.equal(neck.weight, weight)  # the rest of the neck does learn
     assert neck.bias.tolist() == [0.0] * head.dim
 
 
-def test_logits_are_inner_products_without_a_bias():
-    head = Head(HeadSpec(), 512, 7)
-    embeddings = feature_map(shape=(5, 512, 1, 1)).flatten(1)
-    expected = embeddings.double().numpy() @ head.weight.detach().double().numpy().T
-    np.testing.assert_allclose(head.logits(embeddings).detach(), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("embedding_dim", [0, 5])
+def test_what_the_losses_see(embedding_dim, whole):
+    head = randomise(Head(HeadSpec(embedding_dim=embedding_dim), 9, 7))
+    x = feature_map(shape=(4, 9, 3, 2))
+    pooled, embedding, classifier, is_whole = head.training_outputs(x, whole=whole)
+    before, after = head(x)
+    assert torch.equal(pooled, before)
+    assert torch.equal(embedding, after)
+    assert pooled.shape == (4, 9)  # of the feature map, also where the embedding is narrower
+    assert embedding.shape == (4, embedding_dim or 9)
+    assert classifier is head.weight  # what learns, not a copy
+    assert classifier.shape == (7, embedding_dim or 9)
+    assert is_whole == whole
+
+
+def test_all_of_a_head_learns_but_the_bias_of_its_neck():
+    head = Head(HeadSpec(embedding_dim=5, gem_learned=True), 9, 7).train()
+    outputs = head.training_outputs(feature_map(shape=(4, 9, 3, 2)))
+    # As the losses ask: classification after the neck, distances before it.
+    ((outputs.embedding @ outputs.classifier.T).logsumexp(dim=1).sum() + outputs.pooled.square().sum()).backward()
+    without = {name for name, parameter in head.named_parameters() if parameter.grad is None}
+    assert without == {"bottleneck.1.bias"}
 
 
 def test_a_model_without_identities_has_no_classifier():
     head = Head(HeadSpec(), 512, None)
     assert "weight" not in head.state_dict()
     with pytest.raises(AssertionError, match="a model built without identities has no classifier"):
-        head.logits(torch.zeros(1, 512))
+        head.training_outputs(torch.zeros(1, 512, 2, 2))

@@ -166,3 +166,51 @@ def test_crops_that_cannot_be_cut_in_three_are_refused(network, height, rows):
         "  expected: one that can be cut in 3\n"
         "  to do: take higher crops, such as 384 x 128"
     )
+
+
+# -- in training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learner():
+    """The small MGN with classifiers of four identities."""
+    torch.manual_seed(3)
+    return MGN(SMALL, 4)
+
+
+def pictures(count=4):
+    return torch.randn(count, 3, 96, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_the_losses_see_eight_heads_of_which_three_saw_the_whole_crop(learner):
+    with torch.inference_mode():
+        outputs = learner.eval().training_outputs(pictures())
+        embedding = learner(pictures())
+    assert [head.whole for head in outputs] == [True] * 3 + [False] * 5
+    assert torch.equal(torch.cat([head.embedding for head in outputs], dim=1), embedding)
+    assert {tuple(head.pooled.shape) for head in outputs} == {(4, 512)}
+    for part, head in zip(HEADS, outputs, strict=True):
+        assert head.classifier is getattr(learner, f"{part}_head").weight
+        assert head.classifier.shape == (4, 3)
+
+
+def test_everything_in_it_learns_but_the_biases_of_the_necks(learner):
+    learner.train().zero_grad(set_to_none=True)
+    outputs = learner.training_outputs(pictures())
+    torch.stack([(head.embedding @ head.classifier.T).logsumexp(dim=1).sum() for head in outputs]).sum().backward()
+    still = {name for name, parameter in learner.named_parameters() if parameter.grad is None}
+    assert still == {f"{part}_head.bottleneck.1.bias" for part in HEADS}
+
+
+def test_a_stripe_moves_its_own_branch_and_the_trunk_only(learner):
+    learner.train().zero_grad(set_to_none=True)
+    outputs = learner.training_outputs(pictures())
+    stripe = outputs[HEADS.index("b32")]
+    (stripe.embedding @ stripe.classifier.T).logsumexp(dim=1).sum().backward()
+    moved = {name.split(".")[0] for name, parameter in learner.named_parameters() if parameter.grad is not None}
+    assert moved == {"backbone", "b3", "b32_head"}
+
+
+def test_without_identities_there_is_nothing_to_train(network):
+    with pytest.raises(AssertionError, match="a model built without identities has no classifier"):
+        network.training_outputs(pictures(1))

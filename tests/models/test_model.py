@@ -7,7 +7,8 @@ import torch
 from numpy_layers import batch_norm
 from numpy_networks import fastreid_resnet
 from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
-from reidkit.models.model import DeployedModel, EmbeddingModel, Preprocess
+from reidkit.models.mgn import MGN
+from reidkit.models.model import DeployedModel, EmbeddingModel, Preprocess, build_model
 from reidkit.types import InputSpec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,14 +86,21 @@ def test_in_training_the_metric_loss_sees_the_embedding_before_the_neck_and_the_
     model = randomised(ModelSpec(), identities=5)  # in evaluation mode: dropped or batch statistics play no part
     x = torch.from_numpy(np.random.default_rng(6).normal(0, 1, (2, 3, 32, 16))).float()
     with torch.inference_mode():
-        before, logits = model.training_outputs(x)
+        (outputs,) = model.training_outputs(x)
         after = model(x)
     weights = weights_of(model)
-    expected = batch_norm(weights, "heads.bottleneck.0", before.double().numpy())
+    expected = batch_norm(weights, "heads.bottleneck.0", outputs.pooled.double().numpy())
     np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        logits, after.double().numpy() @ weights["heads.weight"].astype(np.float64).T, rtol=1e-4, atol=1e-4
-    )
+    assert torch.equal(outputs.embedding, after)
+    assert outputs.classifier is model.heads.weight
+    assert outputs.classifier.shape == (5, 512)
+    assert outputs.whole
+
+
+def test_a_model_of_each_kind_is_built_by_its_spec():
+    with torch.device("meta"):
+        assert isinstance(build_model(ModelSpec()), EmbeddingModel)
+        assert isinstance(build_model(ModelSpec(branches="mgn"), identities=3), MGN)
 
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])

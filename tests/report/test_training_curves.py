@@ -133,6 +133,13 @@ def test_a_run_that_goes_on_can_be_drawn(log):
         (HEADER + ROWS[0] + "1,20,x,,,,,,,\n", r" is damaged in line 3\n  got: 1,20,x,,,,,,,\n  expected: 10 cells, "),
         (HEADER + ROWS[0] + "1,20,,,,,,,,\n", r" is damaged in line 3\n  got: 1,20,,,,,,,,\n"),
         (HEADER + "1,20,1.0\n", r" is damaged in line 2\n  got: 1,20,1.0\n  .*\n  to do: mend the line or take it out"),
+        (
+            HEADER + "1.5,20,1.0,,,,,,,\n",
+            r" is damaged in line 2\n  got: 1\.5,20,1\.0,.*\n  expected: 10 .* from 1, epoch",
+        ),
+        (HEADER + "1e30,20,1.0,,,,,,,\n", r" is damaged in line 2\n"),  # no number of a stage, and no int64
+        (HEADER + f"{10**30},20,1.0,,,,,,,\n", r" is damaged in line 2\n"),
+        (HEADER + "0,20,1.0,,,,,,,\n", r" is damaged in line 2\n"),
         (HEADER + "\n" + ROWS[0], r" is damaged in line 2\n  got: an empty line"),
         (HEADER.encode("utf-16"), r" (is no training log|cannot be read)\n"),
         (b"\xff\n", r" cannot be read\n  got: .*utf-8.*\n  expected: the log\.csv of a training run$"),

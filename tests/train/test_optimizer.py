@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reidkit.architecture import HeadSpec, ModelSpec
+from reidkit.errors import TrainingError
 from reidkit.models.model import build_model
 from reidkit.train.optimizer import clip_gradients, freeze, make_optimizer, set_learning_rate
 from reidkit.train.settings import Optim
@@ -194,11 +195,52 @@ def test_a_saved_state_goes_on_and_keeps_the_options_of_its_new_place(kind):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_a_state_of_other_groups_is_refused():
+def _of_another_kind(state):
+    state["state"] = make_optimizer(network(), nn.Identity(), Optim(kind="sgd"), capturable=False).state_dict()["state"]
+
+
+def _too_short(state):  # the fused kernels would write beyond its end
+    state["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+def _no_tensor(state):
+    state["state"][0]["exp_avg"] = 1.0
+
+
+def _one_is_missing(state):
+    del state["state"][1]["exp_avg_sq"]
+
+
+def _of_fewer_weights(state):
+    del state["state"][2]
+
+
+def _no_moments(state):
+    state["state"][0] = None
+
+
+@pytest.mark.parametrize(
+    "damage", [_of_another_kind, _too_short, _no_tensor, _one_is_missing, _of_fewer_weights, _no_moments]
+)
+def test_a_state_that_does_not_fit_is_refused(damage):
+    state = make_optimizer(network(), nn.Identity(), Optim(), capturable=False).state_dict()
+    damage(state)
     optimizer = make_optimizer(network(), nn.Identity(), Optim(), capturable=False)
-    other = torch.optim.Adam(network().parameters())
-    with pytest.raises(ValueError, match="shorter"):
-        optimizer.load_state_dict(other.state_dict())
+    text = r"state of the optimiser does not fit\n  got: moments of other .*\n  expected: those of 4 weights"
+    with pytest.raises(TrainingError, match=text):
+        optimizer.load_state_dict(state)
+
+
+def test_what_is_loaded_is_laid_out_as_the_optimiser_wants_it():
+    """A tensor of one number, spread over a shape, has the shape and not the memory."""
+    model = network()
+    optimizer = make_optimizer(model, nn.Identity(), Optim(), capturable=False)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["exp_avg"] = torch.tensor(3.0).expand(3, 2)
+    optimizer.load_state_dict(state)
+    moments = optimizer.state[model[0].weight]["exp_avg"]
+    assert moments.stride() == model[0].weight.stride()
+    assert moments.tolist() == [[3.0, 3.0]] * 3
 
 
 def test_clipping_by_hand():

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from tiny_runs import RECIPE, TINY, tensors
 
 import reidkit.models.checkpoint as checkpoint_module
+from conditions import unprivileged
 from reidkit.config import to_dict
 from reidkit.errors import OutputError, TrainingError
 from reidkit.models.checkpoint import load_checkpoint
@@ -129,6 +130,17 @@ def test_a_disk_without_room_is_refused_before_the_work(network, outcome, monkey
     assert asked == [outcome.folder.parent]  # the run's own folder is not there yet
     free -= 1
     with pytest.raises(OutputError, match=r"There is no room for the run in .*run\n  got: \d+ MB free\n  expected: \d"):
+        outcome.check_room(network)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(network, outcome):
+    outcome.folder.mkdir(mode=0o555)
+    text = r"Cannot write into .*run\n  got: .*run is a folder that you may not write to\n  to do: choose another"
+    with unprivileged(outcome.folder), pytest.raises(OutputError, match=text):
+        outcome.check_room(network)
+    outcome.folder.rmdir()
+    outcome.folder.write_text("a file")
+    with pytest.raises(OutputError, match=r"Cannot write into .*run\n  got: .*run is no folder"):
         outcome.check_room(network)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from foreign_checkpoints import make_torchreid_osnet, save_torchreid
-from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, ResNetSpec
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec
 from reidkit.bundle import Golden, write_bundle
 from reidkit.config import to_dict
 from reidkit.errors import BundleError, ModelError
@@ -21,10 +21,12 @@ from reidkit.train.settings import IdentityLoss, Loss
 from reidkit.train.teacher import Teacher, identities_digest, load_teacher
 from reidkit.types import InputSpec
 
+pytestmark = pytest.mark.usefixtures("narrow_networks")
+
 NAMES = ("0002", "0007", "0010", "0011", "0012")
 DIGEST = identities_digest(NAMES)
 INPUT = InputSpec(32, 16, color="bgr", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-SMALL = ModelSpec(OSNetSpec(width=0.25), HeadSpec(pooling="average"))
+SMALL = ModelSpec(ResNetSpec(), HeadSpec(pooling="average"))
 MGN = ModelSpec(ResNetSpec(), HeadSpec(pooling="average", embedding_dim=3), branches="mgn")
 
 

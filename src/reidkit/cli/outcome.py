@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reidkit.atomic import check_free
-from reidkit.bundle import SUFFIX, Bundle, check_place
+from reidkit.bundle import SUFFIX, Bundle, check_place, open_bundle
 from reidkit.cli import console
 from reidkit.cli.evaluate import print_reports, record_measured
 from reidkit.cli.extras import explained
@@ -107,7 +107,7 @@ def finish(
     outcome = Outcome()
     exported: Bundle | None = None
     if bundle:
-        with _apart(f"{places.bundle}, and its card", outcome):
+        with _apart(f"{places.bundle} with its card", outcome):
             exported = _export(run, places.bundle, licence, overwrite=overwrite)
     if exported is not None:
         outcome.parities, passed = hold_engines(exported)
@@ -163,7 +163,6 @@ def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Repo
 
 
 def _write_card(bundle: Bundle, path: Path, *, overwrite: bool) -> None:
-    from reidkit.bundle import open_bundle
     from reidkit.report.card import write_card  # needs jinja2
 
     # Opened again: it has been measured since.

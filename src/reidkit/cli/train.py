@@ -117,6 +117,7 @@ def train(
     places = places_in(out)
     if not resume or (out / STATE).exists():  # else that is what is to be said
         places.check(bundle=bundle, overwrite=overwrite)
+    saved = _saved_at(out / STATE)
     _set_threads(threads, devices)
     logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)  # which process is here, several times
     try:
@@ -137,7 +138,8 @@ def train(
     except KeyboardInterrupt:
         if is_follower():
             return
-        if not (out / STATE).exists():
+        # A state that was there before is that of this run only if this run went on with it.
+        if _saved_at(out / STATE) in (None, None if resume else saved):
             raise
         raise InterruptedRun from None
     if is_follower():
@@ -172,6 +174,10 @@ def learn(split: Split, recipe: Recipe, out: Path, **options: Any) -> None:
         f"trained on {trained.crops} crops of {trained.identities} identities: {trained.steps} steps in "
         f"{trained.seconds:.0f} s{measured}; wrote {trained.checkpoint}"
     )
+
+
+def _saved_at(state: Path) -> int | None:
+    return state.stat().st_mtime_ns if state.exists() else None
 
 
 def _set_threads(threads: int | None, devices: int) -> None:

@@ -20,6 +20,7 @@ from reidkit.report.plotting import COLORS, FAINT, GRID, INK, dress
 
 _FIRST, _LAST = ("stage", "step", "epoch", "loss"), ("lr", "images_per_second", "mean_ap", "rank1")
 _WIDE_RANGE = 30.0  # above this ratio of largest to smallest, a linear axis would flatten the small ones
+_MOST = 1 << 53  # whole numbers below it are exact in float64, too
 _LONG = 60  # reports; of more, a moving mean is drawn too
 _DOTTED = 30  # validations; of more, the dots would run together
 
@@ -103,13 +104,14 @@ def _numbers(path: Path, rows: Sequence[list[str]], count: int) -> Float64[np.nd
     for number, row in enumerate(rows):
         try:
             found[number] = [float(cell or "nan") for cell in row]
-            if not np.all(np.isfinite(found[number, :3])):
+            place = [int(cell) for cell in row[:2]]
+            if not 0 < min(place) <= max(place) < _MOST or not np.isfinite(found[number, 2]):
                 raise ValueError
         except ValueError as error:
             raise DataError(
                 f"{path} is damaged in line {number + 2}",
                 got=",".join(row)[:100] or "an empty line",
-                expected=f"{count} cells, each empty or a number; stage, step and epoch not empty",
+                expected=f"{count} cells, each empty or a number; stage and step whole ones from 1, epoch not empty",
                 fix="mend the line or take it out",
             ) from error
     return found

@@ -95,7 +95,8 @@ def train(
         callbacks: who is told what happens.
 
     Raises:
-        ConfigError: the network cannot be built, or takes no crops of the recipe's size; mining that fits no batch.
+        ConfigError: the network cannot be built; mining that fits no batch; a teacher that has nothing to copy.
+        InputError: the network takes no crops of the recipe's size.
         DataError: nothing to train or to measure on.
         ImageError: a crop cannot be decoded.
         RuntimeMissing: the device is not there, or fewer of them.
@@ -170,12 +171,12 @@ def _earlier_state(out: Path, recipe: Recipe, data: TrainingData, *, resume: boo
         state = load_state(out / STATE)
         check_same(state, recipe, data.digest)
         return state
-    for name in (CHECKPOINT, LAST, BEFORE):
-        check_free(out / name, overwrite=overwrite)
     if (out / STATE).exists() and not overwrite:
         raise OutputError(
             f"{out} holds a run that was interrupted",
             got=STATE,
             fix="go on with it by --resume, choose another folder, or say --overwrite",
         )
+    for name in (CHECKPOINT, LAST, BEFORE):
+        check_free(out / name, overwrite=overwrite)
     return None

@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from reidkit.errors import ConfigError, TrainingError
+from reidkit.train.sampler import crops_of_identities
 from reidkit.train.settings import Batches, Mining
 
 MEMORY = 256 << 20
@@ -122,7 +123,7 @@ def mined_batches(
         )
     rng = np.random.default_rng([seed, number, _BATCHES])
     groups = [_group(query, found) for query in rng.permutation(queries).tolist()]
-    by_person = {int(person): np.flatnonzero(labels == person) for person in np.unique(labels)}
+    by_person = dict(zip(np.unique(labels).tolist(), crops_of_identities(labels), strict=True))
     return [crops[_filled(batch, size, labels, by_person, rng)] for batch in _pack(groups, size)]
 
 

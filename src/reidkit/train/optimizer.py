@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reidkit.errors import TrainingError
 from reidkit.models.head import Head
 from reidkit.train.settings import Optim
 
@@ -23,7 +24,8 @@ def make_optimizer(model: nn.Module, criterion: nn.Module, optim: Optim, *, capt
     Its state begins at zero and is there from the start, which torch leaves to the first step: a graph that captures
     the first step would begin anew with every replay, and fused SGD cannot take in weights that join it later, as those
     of an unfrozen backbone do. Loading a state dict leaves the options as they are, for they are the recipe's and the
-    device's; the learning rate has to be set again, and a graph captured again.
+    device's; the learning rate has to be set again, and a graph captured again. A state that does not fit is refused
+    with a TrainingError: the fused kernels trust sizes, and would read and write beyond the end of what is too short.
 
     Args:
         model: on its device.
@@ -50,7 +52,7 @@ def make_optimizer(model: nn.Module, criterion: nn.Module, optim: Optim, *, capt
                 groups, lr=rate, momentum=optim.momentum, nesterov=optim.momentum > 0, fused=True
             )
     _make_state(optimizer, optim)
-    optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_pre_hook(_adopted)
     return optimizer
 
 
@@ -113,7 +115,28 @@ def _make_state(optimizer: torch.optim.Optimizer, optim: Optim) -> None:
             optimizer.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
-def _keep_options(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """The saved state with the options of this optimiser: a learning rate saved elsewhere lies on another device."""
-    pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-    return {**saved, "param_groups": [{**own, "params": group["params"]} for own, group in pairs]}
+def _adopted(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """The saved moments in tensors like this optimiser's own, with its options: a saved rate lies on another device."""
+    own = optimizer.state_dict()
+    if _shapes(saved["state"]) != _shapes(own["state"]):
+        raise TrainingError(
+            "The saved state of the optimiser does not fit",
+            got="moments of other weights, or of another kind of optimiser",
+            expected=f"those of {len(own['state'])} weights of this network",
+            fix="resume with the file that the run itself wrote, or train anew",
+        )
+    # Copied: a tensor of the right shape may still have strides, or a memory, that no kernel expects.
+    state = {
+        number: {name: torch.empty_like(tensor).copy_(saved["state"][number][name]) for name, tensor in moments.items()}
+        for number, moments in own["state"].items()
+    }
+    return {"state": state, "param_groups": own["param_groups"]}
+
+
+def _shapes(state: dict[Any, Any]) -> dict[Any, Any]:
+    """Shape of every moment; None for what is no tensor."""
+    return {
+        number: {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in moments.items()}
+        for number, moments in state.items()
+        if isinstance(moments, dict)
+    }

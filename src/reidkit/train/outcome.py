@@ -1,5 +1,6 @@
 """The checkpoints that a run writes into its folder."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -114,13 +115,20 @@ class Outcome:
             (self.folder / BEFORE).unlink(missing_ok=True)
 
     def check_room(self, model: nn.Module) -> None:
-        """Refuses a disk that has no room for what the run will write.
+        """Refuses a folder that cannot be written to, and a disk that has no room for what the run will write.
 
         Raises:
-            OutputError: says how much is missing.
+            OutputError: says why, or how much is missing.
         """
+        existing = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        effective = os.access in os.supports_effective_ids
+        if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=effective):
+            raise OutputError(
+                f"Cannot write into {self.folder}",
+                got=f"{existing} is {'a folder that you may not write to' if existing.is_dir() else 'no folder'}",
+                fix="choose another --out",
+            )
         weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         if free < _COPIES * weights:
             raise OutputError(

@@ -45,7 +45,7 @@ def identity_batches(
         TrainingError: fewer identities than a batch wants.
     """
     rng = np.random.default_rng([seed, epoch])
-    members = _members(labels)
+    members = crops_of_identities(labels)
     _check_enough(len(members), len(labels), settings.identities)
     left = _shares(np.array([len(own) for own in members]), settings, rng)
     first = np.cumsum(left) - left
@@ -96,7 +96,7 @@ def describe_batches(
     Raises:
         TrainingError: one identity, fewer than a batch wants, or nothing that a metric loss could learn from.
     """
-    members = _members(labels)
+    members = crops_of_identities(labels)
     _check_enough(len(members), len(labels), settings.identities)
     sizes = np.array([len(own) for own in members])
     if metric and sizes.max() == 1:
@@ -112,6 +112,12 @@ def describe_batches(
         *(_said_of_cameras([cameras[own] for own in members]) if settings.balance == "cameras" else []),
         *_said_of_coverage(labels, cameras, settings),
     ]
+
+
+def crops_of_identities(labels: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
+    """The crops of each identity, in ascending order; identities in the order of their labels."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
 
 
 def _said_of_few_crops(sizes: Int[np.ndarray, " identities"], crops: int) -> Iterator[str]:
@@ -162,12 +168,6 @@ def _check_enough(found: int, crops: int, wanted: int) -> None:
             expected=f"at least {wanted}",
             fix=f"train on more people, or say --set batches.identities={max(2, found)}",
         )
-
-
-def _members(labels: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
-    """The crops of each identity, in the order of their labels."""
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
 
 
 def _shares(

@@ -291,7 +291,7 @@ class Optim:
         warmup_epochs: the learning rate grows from `warmup_start` times `lr` over so many, at most half of the run.
         warmup_start: see `warmup_epochs`.
         clip: largest length of the gradient of all weights together; 0 does not clip.
-        accumulate: batches whose gradients are added up before a step.
+        accumulate: batches whose gradients are averaged for a step.
         ema: decay of the moving average of the weights, which is what is kept of the run; 0 keeps the weights
             themselves. It grows to this value over the first steps: min(ema, (1 + step) / (10 + step)).
         freeze_epochs: the backbone stays as it is for so many, and only the head learns.
@@ -325,7 +325,8 @@ class Optim:
         fraction("optim.gamma", self.gamma)
         fraction("optim.warmup_start", self.warmup_start)
         at_least("optim.accumulate", self.accumulate, 1)
-        if any(step <= 0 for step in self.steps) or list(self.steps) != sorted(self.steps):
+        # Compared with "not", which refuses NaN, too.
+        if not all(before < step < math.inf for before, step in zip((0.0, *self.steps), self.steps, strict=False)):
             raise ConfigError("optim.steps are out of order", got=list(self.steps), expected="epochs above 0, growing")
 
 

@@ -20,10 +20,8 @@ from reidkit.checkpoints.starting import weights_file
 from reidkit.config import from_dict
 from reidkit.errors import ConfigError, ModelError
 from reidkit.models.checkpoint import CheckpointFacts, load_deployed, read_facts
-from reidkit.models.head import HeadOutputs
 from reidkit.models.model import Network, Preprocess
-from reidkit.train.losses.criterion import TeacherOutputs
-from reidkit.train.losses.similarity import cosines, inner_products
+from reidkit.train.losses.criterion import TeacherOutputs, identity_scores
 from reidkit.train.settings import IdentityLoss
 from reidkit.types import InputSpec
 
@@ -80,7 +78,9 @@ class Teacher:
             return TeacherOutputs(self.network(x).float(), None)
         heads = self.network.training_outputs(x)
         embedding = torch.cat([head.embedding for head in heads], dim=1).float()
-        return TeacherOutputs(embedding, torch.stack([_logits(head, self._scores) for head in heads]).mean(dim=0))
+        return TeacherOutputs(
+            embedding, torch.stack([identity_scores(head, self._scores) for head in heads]).mean(dim=0)
+        )
 
 
 def load_teacher(path: Path | str, *, identities: str, device: torch.device | str) -> Teacher:
@@ -183,10 +183,3 @@ def _resized(pixels: Float[Tensor, "n 3 height width"], input_: InputSpec) -> Fl
         return pixels
     shrinks = pixels.shape[2] > size[0] or pixels.shape[3] > size[1]
     return F.interpolate(pixels.float(), size, mode="bilinear", antialias=shrinks)
-
-
-def _logits(head: HeadOutputs, loss: IdentityLoss) -> Float[Tensor, "n identities"]:
-    """Scores as the classifier was trained to give them, without a margin."""
-    if loss.kind == "softmax":
-        return inner_products(head.embedding, head.classifier)
-    return loss.scale * cosines(head.embedding, head.classifier)

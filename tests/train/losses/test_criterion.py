@@ -296,7 +296,9 @@ def test_autocast_changes_nothing(kind):
 VARIANTS = {
     "softmax": EVERYTHING,
     "cosface": replace(EVERYTHING, identity=IdentityLoss(kind="cosface"), triplet=TripletLoss(margin="soft")),
-    "arcface": replace(EVERYTHING, identity=IdentityLoss(kind="arcface"), triplet=TripletLoss(kind="weighted")),
+    "arcface": replace(
+        EVERYTHING, identity=IdentityLoss(kind="arcface"), triplet=TripletLoss(kind="weighted", margin="soft")
+    ),
     "circle": replace(EVERYTHING, identity=IdentityLoss(kind="circle"), distillation=DistillationLoss(kind="js")),
 }
 
@@ -325,7 +327,7 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-# Of these a CUDA graph holds none: they read a value on the host, choose by a mask, or copy a number to the device.
+# Of these a CUDA graph holds none: they read a value on the host, choose by a mask, or copy something to the device.
 NOT_CAPTURABLE = (
     "_local_scalar_dense",
     "nonzero",

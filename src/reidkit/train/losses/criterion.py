@@ -119,7 +119,7 @@ class Criterion(nn.Module):
             case "scores":
                 assert teacher is not None, "built for a teacher"
                 assert teacher.logits is not None, "built for a teacher with scores"
-                scores = torch.stack([_scores(head, settings.identity) for head in outputs]).mean(dim=0)
+                scores = torch.stack([identity_scores(head, settings.identity) for head in outputs]).mean(dim=0)
                 kind, temperature = settings.distillation.kind, settings.distillation.temperature
                 return score_divergence(scores, teacher.logits, kind=kind, temperature=temperature)
             case "relations":
@@ -129,11 +129,23 @@ class Criterion(nn.Module):
                 return relation_divergence(embedding, teacher.embedding, temperature=temperature)
 
 
+def identity_scores(head: HeadOutputs, settings: IdentityLoss) -> Float32[Tensor, "n identities"]:
+    """Logits of a classifier as it is trained by an identity loss, without the margin, which knows the answer.
+
+    Args:
+        head: whose classifier it is.
+        settings: of the loss that trains it.
+    """
+    if settings.kind == "softmax":
+        return inner_products(head.embedding, head.classifier)
+    return settings.scale * cosines(head.embedding, head.classifier)
+
+
 def _identity(head: HeadOutputs, labels: Tensor, settings: IdentityLoss) -> Tensor:
     scale, margin = settings.scale, settings.margin
     match settings.kind:
         case "softmax":
-            logits = inner_products(head.embedding, head.classifier)
+            logits = identity_scores(head, settings)
         case "cosface" | "am-softmax":  # two names of one function
             logits = cosface_logits(cosines(head.embedding, head.classifier), labels, scale=scale, margin=margin)
         case "arcface":
@@ -141,13 +153,6 @@ def _identity(head: HeadOutputs, labels: Tensor, settings: IdentityLoss) -> Tens
         case "circle":
             logits = circle_logits(cosines(head.embedding, head.classifier), labels, scale=scale, margin=margin)
     return identity_loss(logits, labels, smoothing=settings.smoothing)
-
-
-def _scores(head: HeadOutputs, settings: IdentityLoss) -> Tensor:
-    """Logits without a margin, which would need to know the answer."""
-    if settings.kind == "softmax":
-        return inner_products(head.embedding, head.classifier)
-    return settings.scale * cosines(head.embedding, head.classifier)
 
 
 def _triplet(pooled: Tensor, labels: Tensor, settings: TripletLoss) -> Tensor:

@@ -107,5 +107,5 @@ def _pairs(labels: Int[Tensor, " n"]) -> _Pairs:
 
 
 def _mean(losses: Float[Tensor, " n"], usable: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
-    # Filled, and not chosen with `torch.where`, which would copy its 0 to a GPU at each call.
+    # Filled, and not chosen with `torch.where`, which would make a tensor of its 0 at each call.
     return losses.masked_fill(~usable, 0.0).sum() / usable.sum().clamp(min=1)
