@@ -336,3 +336,27 @@ class TestOneOfSeveralTables:
     )
     def test_what_is_none_of_them_is_refused(self, values, text):
         assert refusal(values, Drawing).startswith(text)
+
+
+def test_a_refused_value_is_named_where_its_table_stands():
+    @dataclass(frozen=True)
+    class Rate:
+        lr: float = 1.0
+
+        def __post_init__(self):
+            if self.lr <= 0:
+                raise ConfigError("optim.lr is out of range", got=self.lr, expected="above 0", fix="raise it")
+
+    @dataclass(frozen=True)
+    class Part:
+        optim: Rate = Rate()
+
+    @dataclass(frozen=True)
+    class Whole:
+        before: Part = Part()
+        optim: Rate = Rate()
+
+    with pytest.raises(ConfigError, match=r"^before\.optim\.lr is out of range\n  got: -1.0\n.*above 0\n.*raise it"):
+        from_dict(Whole, {"before": {"optim": {"lr": -1}}})
+    with pytest.raises(ConfigError, match=r"^optim\.lr is out of range"):
+        from_dict(Whole, {"optim": {"lr": -1}})

@@ -49,7 +49,11 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "") -> T
         raise ConfigError(
             f"Missing in {where or 'the configuration'}: {', '.join(missing)}", fix="add the missing keys"
         )
-    return kind(**{key: _convert(hints[key], value, _dotted(where, key)) for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    try:
+        return kind(**converted)
+    except ConfigError as error:
+        raise _placed(error, where) from None
 
 
 def to_dict(value: Any) -> Any:
@@ -112,6 +116,16 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
                 raise ConfigError(f"Cannot set {name}", got=f"{table} is a value, not a table", expected="a table")
         place[key] = _toml_value(text.strip())
     return result
+
+
+def _placed(error: ConfigError, where: str) -> ConfigError:
+    """An error of a dataclass that names its keys as from the top, where its table stands deeper than that."""
+    parts = where.split(".")
+    for start in range(1, len(parts)):
+        if error.problem.startswith(".".join(parts[start:]) + "."):
+            front = ".".join(parts[:start])
+            return ConfigError(f"{front}.{error.problem}", got=error.got, expected=error.expected, fix=error.fix)
+    return error
 
 
 def _dotted(where: str, key: str) -> str:

@@ -493,9 +493,9 @@ def test_a_teacher_of_other_identities_gives_relations_only(split, tmp_path, tau
     fewer = replace(split, train=tuple(crop for crop in split.train if crop.pid > 0))
     reports, notes = [], []
     callbacks = Callbacks(on_step=reports.append, on_note=notes.append)
-    recipe = with_optim(STUDENT, epochs=0.4)
+    recipe = replace(with_optim(STUDENT, epochs=0.4), batches=Batches(5, 2))
     train(fewer, recipe, tmp_path / "student", teacher=taught, callbacks=callbacks)
-    assert "other identities" in notes[0]
+    assert any("other identities" in note for note in notes)
     assert list(reports[0].losses) == ["loss", "identity", "triplet", "relations"]
     nothing = replace(recipe, loss=Loss(distillation=DistillationLoss(relation_weight=0.0)))
     with pytest.raises(ConfigError, match="There is a teacher, and nothing to copy from it"):

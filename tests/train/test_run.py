@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ from reidkit.train.settings import (
     TripletLoss,
     Validation,
 )
-from reidkit.train.state import load_state
+from reidkit.train.state import load_state, save_state
 from reidkit.train.step import Step
 from reidkit.train.validation import Examination
 
@@ -418,3 +419,31 @@ def test_a_student_that_is_interrupted_goes_on_with_its_teacher(split, tmp_path,
         parts = [float(row[name]) for name in ("identity", "triplet", "scores", "relations")]
         assert all(part > 0 for part in parts)
         assert float(row["loss"]) == pytest.approx(sum(parts), rel=1e-5)
+
+
+# -- states that do not fit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {"step": 10_000}, r"got: step 10000: the stage has \d+"),
+        (lambda state: {"stage": 7}, r"got: stage 8: the recipe has 2"),
+        (lambda state: {"mined": [], "mining_round": 0}, r"got: batches that were mined: 6 indices each"),
+        (lambda state: {"mined": [np.array([0, 1, 2, 3, 4, 99])], "mining_round": 0}, r"6 indices each, of \d+ crops"),
+        (lambda state: {"mined": [np.arange(6)], "mining_round": None}, r"got: batches that were mined: their round"),
+        (lambda state: {"losses": torch.zeros(1, 9)}, r"got: 9 losses a step: the recipe has \d"),
+        (lambda state: {"ema": None}, "tensors of another network"),
+        (lambda state: {"model": {**state.model, "backbone.conv1.weight": torch.zeros(1)}}, "tensors of another"),
+    ],
+)
+def test_a_state_that_was_changed_is_refused_and_nothing_hangs(split, tmp_path, change, message):
+    out = tmp_path / "run"
+    with interrupted(4), pytest.raises(KeyboardInterrupt):
+        train(split, TWO_STAGES, out)
+    state = load_state(out / "state.pt")
+    assert state.stage == 1
+    save_state(out / "state.pt", replace(state, **change(state)))
+    with pytest.raises(TrainingError, match=rf"(?s)The saved state does not fit this run\n.*{message}.*to do: resume"):
+        train(split, TWO_STAGES, out, resume=True)
+    assert not (out / "model.safetensors").exists()

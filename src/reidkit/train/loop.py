@@ -15,6 +15,7 @@ from reidkit.models.cost import model_cost
 from reidkit.models.model import Network, build_model
 from reidkit.train.crops import load_crops, place_crops
 from reidkit.train.journal import Measured
+from reidkit.train.notes import recipe_notes
 from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, describe_file
 from reidkit.train.parallel import Team, assemble
 from reidkit.train.recipe import Recipe
@@ -110,7 +111,7 @@ def train(
     team = assemble(device, devices)
     learned, examination = divide(split, recipe.validation, seed=recipe.seed)
     data = TrainingData(split, learned, recipe.input)
-    notes = data.check(recipe)
+    notes = [*recipe_notes(recipe, init=init is not None, teacher=teacher is not None), *data.check(recipe)]
     state = _earlier_state(out, recipe, data, resume=resume, overwrite=overwrite)
     spec = with_size(recipe.model, data.size)
     model_cost(spec, data.size)  # a network that takes no such crops: said before the decoding

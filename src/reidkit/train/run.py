@@ -107,6 +107,8 @@ class Run:
         criteria = [self._criterion(stage) for stage in stages]
         parts = list(dict.fromkeys(name for criterion in criteria for name in criterion.names))
         first = 0 if state is None else state.stage
+        if first >= len(stages):
+            raise _misfit(f"stage {first + 1}", f"the recipe has {len(stages)}")
         steps = 0
         with ExitStack() as stack:
             journal = None
@@ -214,8 +216,12 @@ class _Stretch:
     def _mined(self, number: int) -> Steps:
         data, mining, seed = self.run.data, self.stage.mining, self.run.recipe.seed
         subset = round_subset(len(data.labels), mining, seed=seed, number=number)
-        embeddings = embed(self.learner.model, self.learner.preprocess, self.run.source.batch, subset, pooled=True)
-        if self.stage.loss.triplet.normalize:
+        # As the loss that compares crops sees them: the triplet loss before the neck, the others cosines after it.
+        triplet = self.stage.loss.triplet
+        embeddings = embed(
+            self.learner.model, self.learner.preprocess, self.run.source.batch, subset, pooled=triplet.weight > 0
+        )
+        if triplet.normalize or triplet.weight == 0:
             embeddings = F.normalize(embeddings)
         labels = data.labels[subset]
         return mined_batches(embeddings, labels, subset, mining, self.stage.batches, seed=seed, number=number)
@@ -283,6 +289,7 @@ class _Stretch:
         every, plan = self.run.recipe.validation.every, self.plan
         if self.run.examination is None:
             return set()
+        every = max(every, self.stage.optim.epochs / plan.steps)  # more often than every step there is nothing new
         return {plan.step_at(every * i) for i in range(1, int(self.stage.optim.epochs / every) + 1)} | {plan.steps}
 
     def _measure(self) -> bool:
@@ -370,19 +377,49 @@ class _Stretch:
 
     def _restore(self, state: RunState) -> None:
         learner, run = self.learner, self.run
-        learner.model.load_state_dict(state.model)
-        learner.criterion.load_state_dict(state.criterion)
-        learner.optimizer.load_state_dict(state.optimizer)
-        if learner.average is not None and state.ema is not None:
-            learner.average.load_state_dict(state.ema)
-        if learner.scaler is not None and state.scaler is not None:
-            learner.scaler.load_state_dict(state.scaler)
+        self._check_place(state)
+        try:
+            learner.model.load_state_dict(state.model)
+            learner.criterion.load_state_dict(state.criterion)
+            learner.optimizer.load_state_dict(state.optimizer)
+            if learner.average is not None:
+                learner.average.load_state_dict(state.ema or {})
+            if learner.scaler is not None:
+                learner.scaler.load_state_dict(state.scaler or {})
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise _misfit("tensors of another network", error) from error
         if state.losses is not None:
             self.losses = state.losses
         self.plan.mined, self.plan.round = state.mined, state.mining_round
         self.done = self.steps_reported = state.step
         run.best_figure, run.without_best = state.best, state.without_best
         restore_random(state, learner.generator, rank=run.team.rank, processes=run.team.size)
+
+    def _check_place(self, state: RunState) -> None:
+        """Refuses a state that somebody else made, or that was changed: it could make a run that never ends."""
+        size, count = self.stage.batches.size, len(self.run.data.labels)
+        mines = self.stage.mining.round_epochs > 0
+        if state.step > self.plan.steps:
+            raise _misfit(f"step {state.step}", f"the stage has {self.plan.steps}")
+        if (state.mined is not None) != (state.mining_round is not None) or (state.mined is not None and not mines):
+            raise _misfit("batches that were mined", "their round, or the recipe's mining, is missing")
+        if state.mined is not None and not all(_is_batch(batch, size, count) for batch in state.mined or [np.empty(0)]):
+            raise _misfit("batches that were mined", f"{size} indices each, of {count} crops")
+        if state.losses is not None and state.losses.shape[1] != self.losses.shape[1]:
+            raise _misfit(f"{state.losses.shape[1]} losses a step", f"the recipe has {self.losses.shape[1]}")
+
+
+def _is_batch(batch: np.ndarray, size: int, count: int) -> bool:
+    return len(batch) == size and bool((batch >= 0).all() and (batch < count).all())
+
+
+def _misfit(got: str, why: object) -> TrainingError:
+    return TrainingError(
+        "The saved state does not fit this run",
+        got=f"{got}: {why}",
+        expected="a state that this run itself wrote",
+        fix="resume with the file of the run, or train anew with --overwrite",
+    )
 
 
 def _learner(run: Run, number: int, stage: Stage, criterion: Criterion) -> Learner:
