@@ -1,5 +1,6 @@
 """Shape and type checks on every annotated function of reidkit, and what several rooms need to test with."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,14 @@ from jaxtyping import install_import_hook
 
 # Before the first import of reidkit: from here on a wrong shape or type in any call is an error.
 install_import_hook("reidkit", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works():
+    """Whoever starts the tests in the background may have Ctrl-C ignored, which a run and its children respect."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -155,6 +155,15 @@ def test_clipping_shortens_the_gradient_of_all_weights_together(clip):
     close(moved, length.clamp(max=clip))
 
 
+def test_what_is_clipped_is_the_gradient_and_not_the_scales_multiple_of_it():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    learner = learner_of(replace(PLAIN, lr=1.0, clip=0.05), arithmetic=torch.float16, scaler=scaler)
+    before = weights(learner.model)
+    step_of(learner)(crops_of(), LABELS)
+    moved = torch.stack([(p.detach() - before[name]).norm() for name, p in learner.model.named_parameters()]).norm()
+    close(moved, torch.tensor(0.05))
+
+
 def test_the_average_follows_the_weights():
     learner = learner_of()
     learner = replace(learner, average=Average(learner.model, 0.5))
