@@ -47,6 +47,7 @@ def _print(bundle: Bundle) -> None:
         "framework": origin.framework or unknown,
         "trained on": origin.dataset or unknown,
         **({} if origin.init is None else {"started from": origin.init}),
+        **({} if origin.teacher is None else {"copied from": origin.teacher}),
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
     }
     for name, value in rows.items():

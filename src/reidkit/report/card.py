@@ -162,6 +162,7 @@ def _origin(manifest: Manifest) -> list[Block]:
     values = {
         "trained on": origin.dataset,
         **({} if origin.init is None else {"started from": origin.init}),
+        **({} if origin.teacher is None else {"copied from": origin.teacher}),
         "made from": origin.source,
         "sha256 of that": origin.source_sha256,
         **({} if origin.dialect is None else {"written as": origin.dialect}),
