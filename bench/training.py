@@ -37,18 +37,17 @@ from torch import Tensor, nn
 
 from reidkit.architecture import ModelSpec
 from reidkit.models.cost import model_cost
-from reidkit.models.model import Network, Preprocess, build_model
+from reidkit.models.model import Network, build_model
 from reidkit.train.arithmetic import autocast_type
-from reidkit.train.augment import Augmenter
 from reidkit.train.crops import CropSource, place_crops
-from reidkit.train.ema import Average
+from reidkit.train.learner import Learner, make_learner
 from reidkit.train.losses.criterion import Criterion
-from reidkit.train.optimizer import make_optimizer, set_learning_rate
+from reidkit.train.optimizer import set_learning_rate
 from reidkit.train.parallel import Team, assemble, is_follower
 from reidkit.train.plan import Plan
 from reidkit.train.recipe import Recipe, load_recipe
 from reidkit.train.schedule import learning_rate
-from reidkit.train.step import Learner, Step
+from reidkit.train.step import Step
 
 NETWORKS = {"r18": "resnet18-ibn-a", "r50": "resnet50-ibn-a"}
 REPORT = 10  # steps between two waits for the device, as `reid train` has it; every way waits as often
@@ -169,7 +168,7 @@ def ways(work: Work, team: Team) -> dict[str, Way]:
 
 def reidkit(work: Work, team: Team) -> Way:
     """The loop of `reidkit.train.run`, without what happens every few minutes."""
-    learner, plan, optim = make_learner(work, team), work.plan(team), work.recipe.optim
+    learner, plan, optim = learner_of(work, team), work.plan(team), work.recipe.optim
     step = Step(learner, batch=work.recipe.batches.size, history=REPORT, compiled=work.compiled)
     done = 0
     for piece in plan.pieces(0, no_mining):
@@ -185,7 +184,7 @@ def reidkit(work: Work, team: Team) -> Way:
 
 
 def same_batch(work: Work, team: Team) -> Way:
-    learner = make_learner(work, team)
+    learner = learner_of(work, team)
     step = Step(learner, batch=work.recipe.batches.size, history=REPORT, compiled=work.compiled)
     indices = next(work.plan(team).pieces(0, no_mining))[0]
     crops, labels = work.source.batch(indices), torch.from_numpy(work.labels[indices]).to(team.device)
@@ -199,7 +198,7 @@ def same_batch(work: Work, team: Team) -> Way:
 def plain(work: Work, team: Team) -> Way:
     """As one writes it by hand; nothing of `Step`, and all crops on the device from the start."""
     device, recipe = team.device, work.recipe
-    parts = make_learner(work, team)
+    parts = learner_of(work, team)
     model, criterion, optimizer = parts.model, parts.criterion, plain_optimizer(parts.model, recipe)
     pixels, every_label = torch.from_numpy(work.pixels).to(device), torch.from_numpy(work.labels).to(device)
     done = 0
@@ -262,31 +261,13 @@ def make_model(work: Work) -> Network:
     return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def make_learner(work: Work, team: Team) -> Learner:
-    recipe, device, arithmetic = work.recipe, work.device, work.arithmetic
-    spec, optim = recipe.input, recipe.optim
+def learner_of(work: Work, team: Team) -> Learner:
+    recipe = work.recipe
     model = make_model(work)
     with torch.no_grad():
-        heads = model.eval().training_outputs(torch.zeros(2, 3, spec.height, spec.width, device=device))
-    criterion = Criterion(recipe.loss, heads).to(device)
-    return Learner(
-        model=model.train(),
-        criterion=criterion,
-        optimizer=make_optimizer(model, criterion, optim, capturable=device.type == "cuda"),
-        augmenter=Augmenter(
-            recipe.augment,
-            height=spec.height,
-            width=spec.width,
-            fill=torch.tensor(spec.mean) * spec.scale,
-            device=device,
-        ),
-        preprocess=Preprocess(spec).to(device),
-        generator=torch.Generator(device).manual_seed(team.rank),
-        optim=optim,
-        team=team,
-        arithmetic=arithmetic,
-        average=Average(model, optim.ema) if optim.ema > 0 else None,
-    )
+        blank = torch.zeros(2, 3, recipe.input.height, recipe.input.width, device=work.device)
+        criterion = Criterion(recipe.loss, model.eval().training_outputs(blank)).to(work.device)
+    return make_learner(model.train(), criterion, recipe.stages[-1], recipe, team)
 
 
 def plain_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

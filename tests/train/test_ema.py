@@ -5,21 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from capture_rules import Captured
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reidkit.train.ema import Average
-
-
-class Captured(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot capture: values read back, and tensors made from Python's numbers."""
-
-    REFUSED = ("aten._local_scalar_dense", "aten.lift_fresh", "aten._to_copy")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not str(func).startswith(self.REFUSED), func
-        return func(*args, **(kwargs or {}))
 
 
 def network():

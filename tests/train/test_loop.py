@@ -33,9 +33,9 @@ from reidkit.errors import (
 )
 from reidkit.models.checkpoint import load_checkpoint
 from reidkit.models.model import Preprocess
+from reidkit.train.callbacks import Callbacks
 from reidkit.train.loop import train
 from reidkit.train.recipe import Stage
-from reidkit.train.run import Callbacks
 from reidkit.train.settings import Augment, Batches, DistillationLoss, Loss, Mining, TripletLoss, Validation
 from reidkit.types import InputSpec
 

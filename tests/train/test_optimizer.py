@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from capture_rules import Captured
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reidkit.architecture import HeadSpec, ModelSpec
 from reidkit.errors import TrainingError
@@ -21,16 +21,6 @@ class Centers(nn.Module):
     def __init__(self):
         super().__init__()
         self.centers = nn.Parameter(torch.full((3, 2), 2.0))
-
-
-class Captured(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot capture: values read back, and tensors made from Python's numbers."""
-
-    REFUSED = ("aten._local_scalar_dense", "aten.lift_fresh", "aten._to_copy")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not str(func).startswith(self.REFUSED), func
-        return func(*args, **(kwargs or {}))
 
 
 def network():

@@ -13,9 +13,9 @@ from reidkit.architecture import CATALOGUE, HeadSpec, ModelSpec, OSNetSpec, ResN
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError
 from reidkit.models.model import build_model
+from reidkit.train.callbacks import Callbacks
 from reidkit.train.loop import train
 from reidkit.train.recipe import Recipe, Stage, load_recipe
-from reidkit.train.run import Callbacks
 from reidkit.train.settings import Augment, Batches, IdentityLoss, Loss, Mining, Optim, TripletLoss
 from reidkit.types import InputSpec
 

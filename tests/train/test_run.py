@@ -16,10 +16,10 @@ from tiny_runs import RECIPE, interrupted, log_rows, tensors, train_in_pieces, w
 import reidkit.models.checkpoint as checkpoint_module
 from reidkit.errors import OutputError, TrainingError
 from reidkit.train import loop
+from reidkit.train.callbacks import Callbacks
 from reidkit.train.loop import train
 from reidkit.train.losses.criterion import Criterion
 from reidkit.train.recipe import Stage
-from reidkit.train.run import Callbacks
 from reidkit.train.schedule import learning_rate
 from reidkit.train.settings import (
     Augment,

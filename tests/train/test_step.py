@@ -12,11 +12,12 @@ from conditions import as_installed
 from reidkit.models.model import Preprocess, build_model
 from reidkit.train.augment import Augmenter
 from reidkit.train.ema import Average
+from reidkit.train.learner import Learner
 from reidkit.train.losses.criterion import Criterion
 from reidkit.train.optimizer import freeze, make_optimizer, set_learning_rate
 from reidkit.train.parallel import Team
 from reidkit.train.settings import Augment, DistillationLoss, Loss, Optim
-from reidkit.train.step import Learner, Step
+from reidkit.train.step import Step
 from reidkit.train.teacher import Teacher
 from reidkit.types import InputSpec
 

@@ -13,11 +13,11 @@ import torch
 from tiny_runs import RECIPE, narrow_networks, people_in, split_of, with_optim
 
 from reidkit.errors import ReidkitError
+from reidkit.train.callbacks import Callbacks
 from reidkit.train.journal import StepReport
 from reidkit.train.loop import train
 from reidkit.train.parallel import assemble, is_follower
 from reidkit.train.recipe import Recipe, Stage
-from reidkit.train.run import Callbacks
 from reidkit.train.settings import Augment, Mining
 
 STILL = replace(with_optim(RECIPE, epochs=1.0), augment=Augment(flip=0.0, pad=0, erase=0.0))

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from reidkit.cli.outcome import finish, places_in
 from reidkit.cli.training_table import TrainingTable
 from reidkit.data import load_split
 from reidkit.imaging import available_cores
-from reidkit.train.recipe import Recipe, load_recipe
+from reidkit.train.recipe import Recipe, load_recipe, recipe_names
 from reidkit.types import Split, Task
 
 
@@ -22,11 +21,7 @@ class InterruptedRun(Exception):  # noqa: N818 (nothing went wrong)
     """Ctrl-C ended a training, which the same command with --resume goes on with."""
 
 
-def _recipe_names() -> str:
-    folder = resources.files("reidkit.train") / "recipes"
-    return ", ".join(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
-
-
+_RECIPES = ", ".join(recipe_names())
 _LEARNED, _RUN, _MACHINE, _OUTCOME = "What is learned", "The run", "The machine", "The outcome"
 
 
@@ -34,7 +29,8 @@ def train(
     data: options.DataRoot,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run, and of all that comes of it.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", rich_help_panel=_LEARNED, help=f"{_recipe_names()}; or a file NAME.toml.")
+        str,
+        typer.Option("--recipe", rich_help_panel=_LEARNED, help=f"{_RECIPES}; or a file NAME.toml."),
     ] = "from-scratch",
     model: Annotated[
         str | None,
@@ -158,9 +154,9 @@ def learn(split: Split, recipe: Recipe, out: Path, **options: Any) -> None:
         out: folder of the run.
         options: of `reidkit.train.loop.train`.
     """
+    from reidkit.train.callbacks import Callbacks
     from reidkit.train.loop import train as run
     from reidkit.train.parallel import is_follower
-    from reidkit.train.run import Callbacks
 
     if is_follower():
         run(split, recipe, out, **options)

@@ -13,13 +13,14 @@ from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ConfigError, OutputError, TrainingError
 from reidkit.models.cost import model_cost
 from reidkit.models.model import Network, build_model
+from reidkit.train.callbacks import SILENT, Callbacks
 from reidkit.train.crops import load_crops, place_crops
 from reidkit.train.journal import Measured
 from reidkit.train.notes import recipe_notes
 from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, describe_file
 from reidkit.train.parallel import Team, assemble
 from reidkit.train.recipe import Recipe
-from reidkit.train.run import SILENT, Callbacks, Run
+from reidkit.train.run import Run
 from reidkit.train.settings import at_least
 from reidkit.train.state import STATE, RunState, check_origin, check_same, load_state
 from reidkit.train.teacher import load_teacher

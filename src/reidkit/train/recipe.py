@@ -97,9 +97,14 @@ def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequen
     defaults = {"model": to_dict(ModelSpec())}  # so that an override can name one option of the backbone alone
     if Path(name).suffix == ".toml":
         return load_toml(Recipe, name, defaults=defaults, instead=instead, overrides=overrides)
-    folder = resources.files("reidkit.train") / "recipes"
-    known = sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    known = recipe_names()
     if str(name) not in known:
         raise unknown_name("recipe", str(name), known)
-    with resources.as_file(folder / f"{name}.toml") as path:
+    with resources.as_file(resources.files("reidkit.train") / "recipes" / f"{name}.toml") as path:
         return load_toml(Recipe, path, defaults=defaults, instead=instead, overrides=overrides)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with reidkit, in alphabetical order."""
+    folder = resources.files("reidkit.train") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -13,48 +12,25 @@ from torch.nn import functional as F
 
 from reidkit.config import to_dict
 from reidkit.errors import OutputError, TrainingError
-from reidkit.models.model import Network, Preprocess
-from reidkit.train.arithmetic import autocast_type
-from reidkit.train.augment import Augmenter
+from reidkit.models.model import Network
+from reidkit.train.callbacks import Callbacks
 from reidkit.train.crops import CropSource
-from reidkit.train.ema import Average
 from reidkit.train.interrupts import interrupts
 from reidkit.train.journal import Journal, Measured, StepReport
+from reidkit.train.learner import make_learner
 from reidkit.train.losses.criterion import Criterion
 from reidkit.train.mining import mined_batches, round_subset
-from reidkit.train.optimizer import freeze, make_optimizer, set_learning_rate
+from reidkit.train.optimizer import freeze, set_learning_rate
 from reidkit.train.outcome import BEFORE, CHECKPOINT, Outcome, check_finite
 from reidkit.train.parallel import Team
 from reidkit.train.plan import Plan, Steps
 from reidkit.train.recipe import Recipe, Stage
 from reidkit.train.schedule import learning_rate
 from reidkit.train.state import STATE, RunState, random_states, restore_random, save_state
-from reidkit.train.step import Learner, Step
+from reidkit.train.step import Step
 from reidkit.train.teacher import Teacher
 from reidkit.train.training_data import TrainingData
 from reidkit.train.validation import Examination, embed
-from reidkit.types import Progress, no_progress
-
-
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Who is told what happens.
-
-    Attributes:
-        on_note: what a user should know, in a sentence.
-        on_decode: progress of decoding.
-        on_step: where the run is, every now and then.
-        on_measured: what a validation found.
-    """
-
-    on_note: Callable[[str], None] = lambda _: None
-    on_decode: Progress = no_progress
-    on_step: Callable[[StepReport], None] = lambda _: None
-    on_measured: Callable[[Measured], None] = lambda _: None
-
-
-SILENT = Callbacks()
-"""Nobody."""
 
 
 @dataclass(slots=True)
@@ -158,7 +134,9 @@ class _Stretch:
         stop: threading.Event,
     ) -> None:
         self.run, self.number, self.stage, self.journal, self.stop = run, number, stage, journal, stop
-        self.learner = _learner(run, number, stage, criterion)
+        self.learner = make_learner(
+            run.model, criterion, stage, run.recipe, run.team, number=number, teacher=run.teacher
+        )
         self.plan = Plan(run.data.labels, run.data.cameras, stage, run.recipe.seed, run.team.rank, run.team.size)
         self.measured_at = self._measured_at()
         self.done = 0
@@ -419,36 +397,4 @@ def _misfit(got: str, why: object) -> TrainingError:
         got=f"{got}: {why}",
         expected="a state that this run itself wrote",
         fix="resume with the file of the run, or train anew with --overwrite",
-    )
-
-
-def _learner(run: Run, number: int, stage: Stage, criterion: Criterion) -> Learner:
-    """What a stage learns with, as it is before the first step."""
-    device, spec = run.team.device, run.recipe.input
-    height, width = run.data.size
-    generator = torch.Generator(device)
-    generator.manual_seed(int(np.random.SeedSequence([run.recipe.seed, number, run.team.rank]).generate_state(1)[0]))
-    arithmetic = autocast_type(device, run.recipe.amp)
-    # float16 asks in every step whether its gradients overflowed, so its optimiser is in no graph.
-    capturable = device.type == "cuda" and arithmetic != torch.float16
-    fill = torch.tensor(spec.mean) * spec.scale
-    return Learner(
-        model=run.model,
-        criterion=criterion,
-        optimizer=make_optimizer(run.model, criterion, stage.optim, capturable=capturable),
-        augmenter=Augmenter(
-            stage.augment,
-            height=height,
-            width=width,
-            fill=fill.flip(0) if spec.color == "bgr" else fill,
-            device=device,
-        ),
-        preprocess=Preprocess(spec).to(device),
-        generator=generator,
-        optim=stage.optim,
-        team=run.team,
-        arithmetic=arithmetic,
-        average=Average(run.model, stage.optim.ema) if stage.optim.ema > 0 else None,
-        scaler=torch.amp.GradScaler(device.type) if arithmetic == torch.float16 else None,
-        teacher=run.teacher,
     )

@@ -7,57 +7,17 @@ graph launches all of a step at once.
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor, nn
 
-from reidkit.models.model import Network, Preprocess
-from reidkit.train.augment import Augmenter
 from reidkit.train.augment.draws import draw_numbers
-from reidkit.train.ema import Average
-from reidkit.train.losses.criterion import Criterion
+from reidkit.train.learner import Learner
 from reidkit.train.optimizer import clip_gradients
-from reidkit.train.parallel import Team
-from reidkit.train.settings import Optim
-from reidkit.train.teacher import Teacher
 
 _WARM_UP = 3  # steps before a capture: libraries allocate and choose in the first ones
-
-
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """All that a stage learns with.
-
-    Attributes:
-        model: the network that learns.
-        criterion: its losses.
-        optimizer: of both.
-        augmenter: of crops.
-        preprocess: from pixels to what the network sees.
-        generator: of the augmentation's random numbers, on the device.
-        optim: settings of the optimiser.
-        team: the processes of the run.
-        arithmetic: of convolutions and matrix products; None leaves them in float32.
-        average: moving average of the weights.
-        scaler: of float16's gradients.
-        teacher: to copy from.
-    """
-
-    model: Network
-    criterion: Criterion
-    optimizer: torch.optim.Optimizer
-    augmenter: Augmenter
-    preprocess: Preprocess
-    generator: torch.Generator
-    optim: Optim
-    team: Team
-    arithmetic: torch.dtype | None = None
-    average: Average | None = None
-    scaler: torch.amp.GradScaler | None = None
-    teacher: Teacher | None = None
 
 
 class Step:
