@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reidkit.architecture import CLASSIFIERS
 from reidkit.checkpoints.reading import some
 from reidkit.errors import ModelError
-from reidkit.models.fitting import group_names, misfit
+from reidkit.fitting import group_names, misfit
 
 _COUNTER = "num_batches_tracked"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float64)

@@ -3,11 +3,24 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Protocol
 
 _MOST_GROUPS = 8
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+(?:\.\d+)*)\.")
+
+
+class Tensor(Protocol):
+    """An array of numpy's or a tensor of torch's, as far as this page looks at it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its axes."""
+        ...
+
+    @property
+    def dtype(self) -> object:
+        """Type of its values."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
