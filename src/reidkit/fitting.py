@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _MOST_GROUPS = 8
 _BLOCK = re.compile(r"^(?P<block>.*?\.\d+(?:\.\d+)*)\.")
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """An array of numpy's or a tensor of torch's, as far as this page looks at it."""
 

@@ -17,7 +17,8 @@ from reidkit.errors import ConfigError, require_one_of
 ResizeFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ColorOrder = Literal["rgb", "bgr"]
 Task = Literal["person", "vehicle"]
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Precision = Literal["float32", "tf32", "float16", "bfloat16", "int8"]
+"""Of an engine's arithmetic. "tf32" is float32 whose products are rounded to ten bits, on NVIDIA's tensor cores."""
 
 UNKNOWN_CAMERA = -1
 """`Crop.camid` where the data set does not say: never equal to any camera, so no gallery crop is junk for it."""
@@ -98,6 +99,7 @@ class EmbedderSpec:
         runtime: name of the engine, as `reidkit.load` takes it.
         precision: of the arithmetic inside.
         device: where it runs, in the engine's own words.
+        build: sha256 of the engine file, where one was built for this graph and machine.
     """
 
     input: InputSpec
@@ -107,6 +109,7 @@ class EmbedderSpec:
     runtime: str
     precision: Precision
     device: str
+    build: str | None = None
 
 
 @runtime_checkable

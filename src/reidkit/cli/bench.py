@@ -29,7 +29,7 @@ def bench(
         Path | None, typer.Option("--images", help="Pictures to decode (default: crops drawn by program).")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the rows into the bundle's manifest.")] = False,

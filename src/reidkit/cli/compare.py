@@ -26,7 +26,7 @@ def compare(
     runtime: Annotated[
         list[str] | None, typer.Option("--runtime", help="Engine of both; given twice, of A and of B.")
     ] = None,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",

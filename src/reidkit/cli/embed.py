@@ -26,7 +26,7 @@ def embed(
         list[str] | None, typer.Option("--subset", help="Of the data set (default: query and gallery).")
     ] = None,
     runtime: options.Runtime = "onnxruntime",
-    device: options.Device = "cpu",
+    device: options.Device = None,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     skip_unreadable: options.SkipUnreadable = False,

@@ -46,7 +46,7 @@ def evaluate(
     runtime: Annotated[
         list[str] | None, typer.Option("--runtime", help="Engines; may be repeated (default: onnxruntime).")
     ] = None,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",

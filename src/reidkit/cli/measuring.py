@@ -51,7 +51,7 @@ class Settings:
     """
 
     tta: Tta = "none"
-    device: str = "cpu"
+    device: str | None = None
     batch: int = 32
     threads: int | None = None
     skip_unreadable: bool = False

@@ -25,7 +25,9 @@ DataVariant = Annotated[
     str | None, typer.Option("--variant", help="CUHK03: detected or labeled. VehicleID: small, medium or large.")
 ]
 Runtime = Annotated[RuntimeName, typer.Option("--runtime", help="Engine to run on.")]
-Device = Annotated[str, typer.Option("--device", help="Where to run, in the engine's own words: cpu, cuda, gpu.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Where to run, in the engine's own words: cpu, cuda, gpu.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Crops a call of the engine.")]
 MetricName = Annotated[Metric, typer.Option("--metric", help="Distance between embeddings.")]

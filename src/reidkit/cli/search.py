@@ -32,7 +32,7 @@ def search(
     top: Annotated[int, typer.Option("--top", min=1, help="Crops to show for each query.")] = 10,
     max_queries: Annotated[int, typer.Option("--max-queries", min=1, help="Queries to show on the page.")] = 60,
     runtime: options.Runtime = "onnxruntime",
-    device: options.Device = "cpu",
+    device: options.Device = None,
     metric: options.MetricName = "cosine",
     rerank: options.Rerank = False,
     k1: options.K1 = None,

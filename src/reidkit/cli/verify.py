@@ -18,7 +18,7 @@ def verify(
     runtime: Annotated[
         list[str] | None, typer.Option("--runtime", help="Engines to check (default: all installed).")
     ] = None,
-    device: options.Device = "cpu",
+    device: options.Device = None,
 ) -> list[Parity]:
     """Hold engines to the golden embeddings; exit with 1 where one is beyond its tolerance."""
     rows, passed = hold_engines(open_bundle(bundle), runtime or (), device=device)
@@ -27,7 +27,9 @@ def verify(
     return rows
 
 
-def hold_engines(bundle: Bundle, runtime: Sequence[str] = (), *, device: str = "cpu") -> tuple[list[Parity], bool]:
+def hold_engines(
+    bundle: Bundle, runtime: Sequence[str] = (), *, device: str | None = None
+) -> tuple[list[Parity], bool]:
     """Checks engines and prints how near each comes.
 
     Args:

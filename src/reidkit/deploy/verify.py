@@ -8,7 +8,7 @@ from jaxtyping import Float32
 
 from reidkit.bundle import Bundle, Golden
 from reidkit.errors import InputError, ReidkitError
-from reidkit.runtime import RuntimeName, load
+from reidkit.runtime import ENGINES, RuntimeName, load
 from reidkit.types import Embedder, Precision
 
 
@@ -27,6 +27,7 @@ class Tolerance:
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "float32": Tolerance(1e-4, 0.99999),
+    "tf32": Tolerance(2e-2, 0.9999),
     "float16": Tolerance(2e-2, 0.9999),
     "bfloat16": Tolerance(5e-2, 0.999),
     "int8": Tolerance(2.5e-1, 0.97),
@@ -71,7 +72,7 @@ class Refusal:
         return False
 
 
-def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cpu") -> list[Parity | Refusal]:
+def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str | None = None) -> list[Parity | Refusal]:
     """Holds engines to a bundle's golden embeddings; one that cannot open it does not keep the others from it.
 
     Args:
@@ -88,7 +89,7 @@ def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str = "cp
         try:
             rows.append(check_parity(load(bundle, name, device=device), golden))
         except ReidkitError as error:
-            rows.append(Refusal(name, device, error))
+            rows.append(Refusal(name, device or ENGINES[name].device, error))
     return rows
 
 

@@ -15,8 +15,8 @@ from reidkit.atomic import output_file
 from reidkit.bundle import MANIFEST, Bundle
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError, ModelError
-from reidkit.manifest import Provenance
 from reidkit.fitting import misfit
+from reidkit.manifest import Provenance
 from reidkit.models.model import DeployedModel, Network, build_model
 from reidkit.types import InputSpec, Task
 

@@ -8,9 +8,11 @@ from typing import Literal
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, unknown_name
-from reidkit.types import Embedder
+from reidkit.runtime.contract import Opening
+from reidkit.runtime.engine_store import read_store
+from reidkit.types import Embedder, Precision
 
-RuntimeName = Literal["onnxruntime", "openvino", "pytorch"]
+RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "inductor", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,53 +20,74 @@ class Engine:
     """One engine: its file here, the library it needs, and the extra that installs that.
 
     Attributes:
-        module: the file, with a function `open_embedder(bundle, device, threads)`.
+        module: the file, with a function `open_embedder(bundle, opening)`.
         library: its import name.
         extra: `pip install 'reidkit[extra]'`.
         needs_weights: whether it builds the network from weights, so cannot open a foreign graph.
+        device: where it runs unless somebody says otherwise.
+        built: whether it opens an engine that `reid build` has made, and nothing else.
+        on_request: whether it is tried only when it is named, since opening it takes a minute.
     """
 
     module: str
     library: str
     extra: str
     needs_weights: bool = False
+    device: str = "cpu"
+    built: bool = False
+    on_request: bool = False
 
 
 ENGINES: dict[RuntimeName, Engine] = {
     "onnxruntime": Engine("reidkit.runtime.onnxruntime", "onnxruntime", "onnx"),
     "openvino": Engine("reidkit.runtime.openvino", "openvino", "openvino"),
     "pytorch": Engine("reidkit.runtime.pytorch", "torch", "train", needs_weights=True),
+    "inductor": Engine("reidkit.runtime.inductor", "torch", "train", needs_weights=True, on_request=True),
+    "tensorrt": Engine("reidkit.runtime.tensorrt", "tensorrt", "tensorrt", device="cuda", built=True),
+    "tensorrt-rtx": Engine("reidkit.runtime.tensorrt", "tensorrt_rtx", "tensorrt-rtx", device="cuda", built=True),
 }
 
 
 def installed(bundle: Bundle | None = None) -> list[RuntimeName]:
-    """Engines whose library is on this machine; with a bundle, those of them that can open it."""
-    return [
-        name
-        for name, engine in ENGINES.items()
-        if importlib.util.find_spec(engine.library) is not None
-        and not (engine.needs_weights and bundle is not None and bundle.weights is None)
-    ]
+    """Engines whose library is on this machine, but for those that want to be named; with a bundle, that can open it.
+
+    One that has to be built first can open a bundle when something was built for it.
+    """
+    names: list[RuntimeName] = []
+    for name, engine in ENGINES.items():
+        if engine.on_request or importlib.util.find_spec(engine.library) is None:
+            continue
+        if bundle is not None:
+            if engine.needs_weights and bundle.weights is None:
+                continue
+            if engine.built and not any(facts.runtime == name for facts in read_store(bundle)):
+                continue
+        names.append(name)
+    return names
 
 
 def load(
     bundle: Bundle | Path | str,
     runtime: RuntimeName = "onnxruntime",
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
+    precision: Precision | None = None,
 ) -> Embedder:
     """Opens a bundle on an engine.
 
     Args:
         bundle: a path, or a bundle that is open already.
         runtime: the engine.
-        device: "cpu"; "cuda" or "cuda:N" for onnxruntime and pytorch; "gpu", "gpu.N" or "npu" for openvino.
+        device: "cpu"; "cuda" or "cuda:N" for onnxruntime, pytorch, inductor and tensorrt; "gpu", "gpu.N" or "npu" for
+            openvino. None takes the processor, or the first card for engines that run on nothing else.
         threads: that one call may use on the processor; None leaves it to the engine.
+        precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built.
 
     Raises:
         BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
-        RuntimeMissing: the engine's library or device is not on this machine, or it cannot run this bundle.
+        RuntimeMissing: the engine's library or device is not on this machine, it cannot run this bundle, or nothing
+            that fits was built for it.
         ConfigError: no engine of this name.
 
     Example:
@@ -91,7 +114,7 @@ def load(
             f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
         ) from error
     try:
-        return module.open_embedder(opened, device, threads)
+        return module.open_embedder(opened, Opening(runtime, device or engine.device, threads, precision))
     except ReidkitError:
         raise
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run

@@ -1,24 +1,59 @@
 """What every engine does the same: say what it is, check its crops, split them where the graph's batch is fixed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from reidkit.errors import InputError
+from reidkit.errors import InputError, RuntimeMissing
 from reidkit.manifest import Manifest
-from reidkit.types import EmbedderSpec
+from reidkit.types import EmbedderSpec, Precision
 
 
-def spec_of(manifest: Manifest, *, runtime: str, device: str) -> EmbedderSpec:
-    """What the graph of a bundle is, opened by an engine."""
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How an engine is to be opened.
+
+    Attributes:
+        runtime: its name.
+        device: in its own words.
+        threads: that one call may use on the processor; None leaves it to the engine.
+        precision: of the arithmetic; None takes what there is: the graph's own, or that of the engine that was built.
+    """
+
+    runtime: str
+    device: str
+    threads: int | None = None
+    precision: Precision | None = None
+
+
+def require_precision(opening: Opening, *known: Precision) -> Precision:
+    """The precision asked for, or else the first known one.
+
+    Raises:
+        RuntimeMissing: the engine cannot compute in it.
+    """
+    if opening.precision is None:
+        return known[0]
+    if opening.precision not in known:
+        raise RuntimeMissing(
+            f"{opening.runtime} does not run this bundle in {opening.precision} here",
+            expected=f"one of {', '.join(known)}",
+            fix="choose another precision or runtime",
+        )
+    return opening.precision
+
+
+def spec_of(manifest: Manifest, *, runtime: str, device: str, precision: Precision | None = None) -> EmbedderSpec:
+    """What the graph of a bundle is, opened by an engine; None takes the graph's own precision."""
     return EmbedderSpec(
         input=manifest.input,
         dim=manifest.embedding.dim,
         normalized=manifest.embedding.normalized,
         batch=manifest.batch,
         runtime=runtime,
-        precision=manifest.precision,
+        precision=precision or manifest.precision,
         device=device,
     )
 

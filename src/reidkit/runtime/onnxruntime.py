@@ -6,7 +6,7 @@ from jaxtyping import Float32, UInt8
 
 from reidkit.bundle import Bundle
 from reidkit.errors import RuntimeMissing
-from reidkit.runtime.contract import run_in_batches, spec_of
+from reidkit.runtime.contract import Opening, require_precision, run_in_batches, spec_of
 from reidkit.types import EmbedderSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,12 +29,14 @@ class OnnxRuntimeEmbedder:
         return np.asarray(self._session.run(None, {self._input: crops})[0])
 
 
-def open_embedder(bundle: Bundle, device: str, threads: int | None) -> OnnxRuntimeEmbedder:
+def open_embedder(bundle: Bundle, opening: Opening) -> OnnxRuntimeEmbedder:
     """Opens a session on "cpu", "cuda" or "cuda:N".
 
     Raises:
         RuntimeMissing: this build of ONNX Runtime has no such device; it never moves to another in silence.
     """
+    require_precision(opening, bundle.manifest.precision)
+    device, threads = opening.device, opening.threads
     kind, _, index = device.partition(":")
     if kind not in _PROVIDERS or not (index or "0").isdecimal():
         raise RuntimeMissing(f"ONNX Runtime has no device {device!r} here", expected="cpu, cuda or cuda:N")
@@ -55,5 +57,5 @@ def open_embedder(bundle: Bundle, device: str, threads: int | None) -> OnnxRunti
     session = onnxruntime.InferenceSession(str(bundle.model), options, providers=[(provider, settings)])
     if provider not in session.get_providers():
         raise RuntimeMissing(f"ONNX Runtime could not start {device}", got=", ".join(session.get_providers()))
-    spec = spec_of(bundle.manifest, runtime="onnxruntime", device=device)
+    spec = spec_of(bundle.manifest, runtime=opening.runtime, device=device)
     return OnnxRuntimeEmbedder(session, spec)

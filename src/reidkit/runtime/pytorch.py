@@ -8,7 +8,7 @@ from reidkit.bundle import Bundle
 from reidkit.errors import RuntimeMissing
 from reidkit.models.checkpoint import load_deployed
 from reidkit.models.model import DeployedModel
-from reidkit.runtime.contract import run_in_batches, spec_of
+from reidkit.runtime.contract import Opening, require_precision, run_in_batches, spec_of
 from reidkit.types import EmbedderSpec
 
 
@@ -33,13 +33,15 @@ class PyTorchEmbedder:
                 return self._model(pixels).float().cpu().numpy()
 
 
-def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEmbedder:
-    """Builds the network on "cpu" or "cuda"; `threads` sets PyTorch's own number for the whole process.
+def open_embedder(bundle: Bundle, opening: Opening) -> PyTorchEmbedder:
+    """Builds the network on "cpu" or "cuda"; the threads set PyTorch's own number for the whole process.
 
     Raises:
         RuntimeMissing: PyTorch sees no such device.
         ModelError: the weights do not fit the architecture.
     """
+    require_precision(opening, bundle.manifest.precision)
+    device, threads = opening.device, opening.threads
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
         raise RuntimeMissing(f"Unknown device {device!r}", expected="cpu, cuda or cuda:N")
@@ -47,5 +49,5 @@ def open_embedder(bundle: Bundle, device: str, threads: int | None) -> PyTorchEm
         raise RuntimeMissing("PyTorch sees no such CUDA device", got=device, fix="say --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    spec = spec_of(bundle.manifest, runtime="pytorch", device=device)
+    spec = spec_of(bundle.manifest, runtime=opening.runtime, device=device)
     return PyTorchEmbedder(load_deployed(bundle), spec)

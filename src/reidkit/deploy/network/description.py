@@ -14,9 +14,6 @@ from reidkit.deploy.network.weights import Weights
 from reidkit.errors import InputError, ModelError
 from reidkit.types import InputSpec
 
-REVISION = 1
-"""Of the descriptions: engines that were built from another one are not the network that this reidkit writes."""
-
 
 def write_network(
     layers: Layers[Value],

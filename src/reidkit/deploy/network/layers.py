@@ -7,7 +7,7 @@ are float32.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,6 +20,7 @@ Kind = Literal["float32", "float16", "bfloat16"]
 Value = TypeVar("Value")
 
 
+@runtime_checkable
 class Layers(Protocol[Value]):
     """What a network is written with."""
 
