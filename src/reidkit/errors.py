@@ -8,6 +8,7 @@ ReidkitError
 ├── BundleError        a bundle is missing, half-written, tampered with or too new
 ├── ModelError         a foreign model or checkpoint cannot be taken in
 ├── RuntimeMissing     an engine's library or device is not on this machine
+├── EngineError        an engine fails while it is built or while it runs: memory, a kernel
 ├── TrainingError      a training run cannot go on
 └── OutputError        a file cannot be written
 """
@@ -72,6 +73,10 @@ class ModelError(ReidkitError):
 
 class RuntimeMissing(ReidkitError):  # noqa: N818 (it names a state, like ModuleNotFoundError)
     """An engine's library or device is not on this machine."""
+
+
+class EngineError(ReidkitError):
+    """An engine fails while it is built or while it runs: no memory left, no kernel that fits, a device that is lost."""
 
 
 class TrainingError(ReidkitError):

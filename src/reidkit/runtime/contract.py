@@ -45,7 +45,9 @@ def require_precision(opening: Opening, *known: Precision) -> Precision:
     return opening.precision
 
 
-def spec_of(manifest: Manifest, *, runtime: str, device: str, precision: Precision | None = None) -> EmbedderSpec:
+def spec_of(
+    manifest: Manifest, *, runtime: str, device: str, precision: Precision | None = None, build: str | None = None
+) -> EmbedderSpec:
     """What the graph of a bundle is, opened by an engine; None takes the graph's own precision."""
     return EmbedderSpec(
         input=manifest.input,
@@ -55,6 +57,7 @@ def spec_of(manifest: Manifest, *, runtime: str, device: str, precision: Precisi
         runtime=runtime,
         precision=precision or manifest.precision,
         device=device,
+        build=build,
     )
 
 

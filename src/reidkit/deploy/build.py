@@ -1,0 +1,287 @@
+"""From a bundle to a TensorRT engine in its store: by network definition or by ONNX parser, any flavour, no torch."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import reidkit
+from reidkit.atomic import output_file
+from reidkit.bundle import Bundle, open_bundle
+from reidkit.cache import default_folder
+from reidkit.deploy.network.description import describable, write_network
+from reidkit.deploy.network.layers import Kind
+from reidkit.deploy.network.tensorrt_layers import CROPS, TensorRtLayers
+from reidkit.deploy.network.weights import read_tensors
+from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing, require_one_of
+from reidkit.runtime.engine_store import (
+    EngineFacts,
+    Machine,
+    Profile,
+    Via,
+    engine_lock,
+    graph_digest,
+    misfits,
+    read_store,
+    write_engine,
+)
+from reidkit.runtime.flavour import LIBRARIES, Flavour, open_flavour
+from reidkit.types import Precision
+
+BATCHES = (1, 8, 64)
+OPTIONS = ("version-compatible", "hardware-compatible", "refit", "weight-stripped")
+
+_KINDS: dict[Precision, Kind] = {
+    "float32": "float32",
+    "tf32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+}
+_MEMORY_WORDS = ("out of memory", "outofmemory", "insufficient memory", "memory allocation", "cudamalloc")
+
+_logger = logging.getLogger(__name__)
+
+
+def build_engine(
+    bundle: Bundle | Path | str,
+    runtime: str = "tensorrt",
+    *,
+    precision: Precision = "float16",
+    via: Via | None = None,
+    batches: Sequence[int] = BATCHES,
+    workspace: int | None = None,
+    options: Sequence[str] = (),
+    effort: int | None = None,
+    device: str = "cuda",
+    rebuild: bool = False,
+) -> EngineFacts:
+    """Builds an engine and puts it into the bundle's store; one that is there and fits is taken as it is.
+
+    Args:
+        bundle: a path, or a bundle that is open already.
+        runtime: "tensorrt" or "tensorrt-rtx".
+        precision: of the maps; statistics, pooling, GeM's power, neck and embedding layer are float32 in all of them.
+        via: "network" writes the known network through TensorRT's own API, "parser" parses the ONNX graph; None takes
+            the first where the network is known.
+        batches: each gives a profile, with kernels chosen for it, for all batches from the one before up to it.
+        workspace: bytes that a kernel may take beside its data; None for all there is.
+        options: any of `OPTIONS`, where the flavour has them.
+        effort: the builder's optimization level, 0 to 5; None takes its default, 3.
+        device: "cuda" or "cuda:N".
+        rebuild: build although a fitting engine is there.
+
+    Raises:
+        RuntimeMissing: the library, a card, or this precision or option in this version is not there.
+        ModelError: a foreign graph or a network without description by "network"; weights or a graph that do not fit.
+        EngineError: the builder fails; says when it was for want of memory, and what to do.
+        ConfigError: impossible batches or options.
+        OutputError: the bundle cannot be written to.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    require_one_of("flavour of TensorRT", runtime, LIBRARIES)
+    for option in options:
+        require_one_of("engine option", option, OPTIONS)
+    if effort is not None and not 0 <= effort <= 5:
+        raise ConfigError("The effort is out of range", got=effort, expected="0 to 5")
+    profiles = profiles_of(batches)
+    via = via or ("network" if describable(opened.manifest.architecture) and opened.weights else "parser")
+    flavour = open_flavour(runtime)
+    machine = _machine(flavour, device)
+    facts = EngineFacts(
+        runtime=runtime,
+        version=flavour.version,
+        precision=precision,
+        via=via,
+        graph=graph_digest(opened, via),
+        profiles=profiles,
+        sha256="",
+        size=0,
+        gpu=machine.gpu,
+        compute_capability=machine.compute_capability,
+        driver=machine.driver,
+        options=tuple(sorted(set(options))),
+        workspace=workspace,
+        reidkit=reidkit.__version__,
+    )
+    with engine_lock(opened, facts.name):
+        found = None if rebuild else _standing(opened, facts, machine)
+        return found or _build(opened, flavour, facts, effort)
+
+
+def profiles_of(batches: Sequence[int]) -> tuple[Profile, ...]:
+    """One profile for each batch, from the one before (1 at first) up to it.
+
+    Raises:
+        ConfigError: no batch, or one below 1.
+    """
+    sizes = sorted(set(batches))
+    if not sizes or sizes[0] < 1:
+        raise ConfigError("A batch size cannot be this", got=list(batches), expected="1 or above")
+    return tuple(
+        Profile(least, most, most) for least, most in zip((1, *(size + 1 for size in sizes)), sizes, strict=False)
+    )
+
+
+def _machine(flavour: Flavour, device: str) -> Machine:
+    try:
+        # Its file is read by whoever opens an engine, and needs CUDA's bindings; TensorRT-RTX builds without them.
+        from reidkit.runtime.tensorrt import machine_of
+
+        return machine_of(flavour, device)
+    except (RuntimeMissing, ModuleNotFoundError) as error:
+        if flavour.needs_card or (isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("reidkit")):
+            raise
+        return Machine(flavour.runtime, flavour.version, None, None, None)
+
+
+def _standing(bundle: Bundle, wanted: EngineFacts, machine: Machine) -> EngineFacts | None:
+    """The engine in the store that is what is wanted."""
+    for facts in read_store(bundle):
+        same = all(
+            getattr(facts, name) == getattr(wanted, name)
+            for name in ("name", "graph", "profiles", "options", "workspace")
+        )
+        if same and not misfits(facts, bundle, machine):
+            return facts
+    return None
+
+
+def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts, effort: int | None) -> EngineFacts:
+    log = flavour.log()
+    started = time.perf_counter()
+    builder = flavour.trt.Builder(log)
+    config = flavour.config(builder, facts.precision, facts.options, facts.workspace)
+    if effort is not None:
+        config.builder_optimization_level = effort
+    network = flavour.network(builder)
+    # Whatever this gives has to live until the engine is built.
+    kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, _KINDS[facts.precision])
+    for profile in facts.profiles:
+        config.add_optimization_profile(_profile(bundle, builder, profile))
+    timing = _TimingCache(flavour, facts, config)
+    data = builder.build_serialized_network(network, config)
+    del kept
+    if data is None:
+        raise _failure(flavour, log, facts)
+    timing.save()
+    seconds = time.perf_counter() - started
+    facts = replace(
+        facts,
+        build_seconds=round(seconds, 2),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    return write_engine(bundle, facts, bytes(data))
+
+
+def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind) -> object:
+    """The known network, through the library's own API."""
+    architecture, weights = bundle.manifest.architecture, bundle.weights
+    if architecture is None or weights is None:
+        raise ModelError(
+            f"{bundle.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
+        )
+    layers = TensorRtLayers(flavour, network)
+    write_network(layers, architecture, bundle.manifest.input, read_tensors(weights), kind=kind, source=str(weights))
+    return layers
+
+
+def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind) -> object:
+    """The ONNX graph with its types, through the library's parser."""
+    try:
+        import onnx
+
+        from reidkit.deploy.typed_graph import typed_graph, value_types
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise RuntimeMissing("onnx is not installed", fix="pip install 'reidkit[onnx]'") from error
+    graph = typed_graph(onnx.load(bundle.model), kind)
+    data = graph.SerializeToString(deterministic=True)
+    parser = flavour.parser(network, log)
+    if not parser.parse(data):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise ModelError(
+            f"{flavour.runtime} {flavour.version} cannot parse {bundle.model}",
+            got="; ".join(dict.fromkeys(reasons)) or log.first_error(),
+            fix="build it with --via network, or another runtime",
+        )
+    if not flavour.typed:
+        _type_layers(flavour, network, value_types(graph))
+    return parser, data
+
+
+def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind]) -> None:
+    """Tells the layers of a network that is not typed what the graph says of their outputs."""
+    trt = flavour.trt
+    dtypes = {"float32": trt.float32, "float16": trt.float16}
+    moving = {
+        getattr(trt.LayerType, name)
+        for name in ("SHUFFLE", "SLICE", "CONCATENATION", "CONSTANT", "SHAPE", "GATHER", "CAST", "IDENTITY")
+    }
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = types.get(layer.get_output(0).name)
+        if kind is not None and layer.type not in moving:
+            layer.precision = dtypes[kind]
+            layer.set_output_type(0, dtypes[kind])
+
+
+def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:
+    spec, made = bundle.manifest.input, builder.create_optimization_profile()
+    fixed = bundle.manifest.batch
+    sizes = (profile.least, profile.best, profile.most) if fixed is None else (fixed,) * 3
+    made.set_shape(CROPS, *((size, spec.height, spec.width, 3) for size in sizes))
+    return made
+
+
+class _TimingCache:
+    """What kernels of a library took on a card: kept for the next build, of whatever network.
+
+    A folder that cannot be used costs a line in the log and no build.
+    """
+
+    def __init__(self, flavour: Flavour, facts: EngineFacts, config: Any) -> None:
+        folder = default_folder("timing") if facts.gpu is not None else None
+        words = (facts.runtime, facts.version, facts.gpu or "", facts.driver or "")
+        name = "-".join("".join(c if c.isalnum() or c == "." else "_" for c in word.lower()) for word in words)
+        self._file = folder / f"{name}.cache" if folder else None
+        self._config = config
+        try:
+            data = self._file.read_bytes() if self._file and self._file.is_file() else b""
+        except OSError as error:
+            _logger.warning("The timing cache is not used: %s", error)
+            data = b""
+        cache = config.create_timing_cache(data)
+        if cache is None or not config.set_timing_cache(cache, False):
+            _logger.warning("The timing cache %s is of something else, and begins anew", self._file)
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def save(self) -> None:
+        """Keeps it."""
+        cache = self._config.get_timing_cache()
+        if self._file is None or cache is None:
+            return
+        try:
+            with output_file(self._file) as temporary:
+                temporary.write_bytes(bytes(cache.serialize()))
+        except (OutputError, OSError) as error:
+            _logger.warning("The timing cache is not kept: %s", error)
+
+
+def _failure(flavour: Flavour, log: Any, facts: EngineFacts) -> EngineError:
+    words = " ".join(log.errors)
+    if any(word in words.lower() for word in _MEMORY_WORDS):
+        smaller = "1GiB" if facts.workspace is None else f"{max(1, facts.workspace >> 21)}MiB"
+        return EngineError(
+            f"There is not enough memory to build the engine with {flavour.runtime} {flavour.version}",
+            got=log.first_error(),
+            fix=f"give kernels less: --workspace {smaller}; or build for smaller batches; or close what else runs here",
+        )
+    return EngineError(
+        f"{flavour.runtime} {flavour.version} cannot build this engine",
+        got=log.first_error() or "no reason given",
+        fix="try the other way (--via), another precision, or a larger --workspace",
+    )

@@ -1,0 +1,367 @@
+"""TensorRT, every flavour: runs an engine that `reid build` made for this bundle and this card. No torch, no pycuda.
+
+All memory is taken when the engine is opened. A call takes a lane (contexts, two slots of buffers, two streams), fills
+the pinned buffer of one slot while the card works on the other, and launches one captured graph for each batch.
+"""
+
+import itertools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from reidkit.bundle import Bundle
+from reidkit.errors import BundleError, EngineError, InputError
+from reidkit.runtime import cuda
+from reidkit.runtime.contract import Opening, check_crops, spec_of
+from reidkit.runtime.device_arrays import DeviceArray, read_device_array
+from reidkit.runtime.engine_store import EngineFacts, Machine, Profile, choose_engine, read_engine
+from reidkit.runtime.flavour import Flavour, open_flavour
+from reidkit.types import EmbedderSpec
+
+CROPS, EMBEDDINGS = "crops", "embeddings"
+
+_LANES = 4  # threads that may be on the card at once; more of them wait
+_SLOTS = (0, 1)  # of buffers in a lane: one is filled and read while the card works on the other
+_GRAPHS = 16  # captured graphs a slot keeps; the one that was not used for longest goes
+
+_logger = logging.getLogger(__name__)
+
+
+class TensorRtEmbedder:
+    """An engine on a card. Threads run side by side, each with contexts and buffers of its own.
+
+    Attributes:
+        spec: what it is.
+        facts: of the engine.
+    """
+
+    def __init__(self, flavour: Flavour, runtime: Any, engine: Any, facts: EngineFacts, spec: EmbedderSpec) -> None:
+        self.spec = spec
+        self.facts = facts
+        self._flavour = flavour
+        self._runtime = runtime  # has to outlive the engine
+        self._engine = engine
+        self._device = cuda.device_index(spec.device)
+        self._lanes = _Lanes(lambda: _Lane(flavour, engine, facts.profiles, self._crop_shape, spec.dim))
+        with self._lane():
+            pass  # the first one's memory is taken now
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of the card that the engine, and scratch and buffers of its lanes take; by what was asked for."""
+        return self.facts.size + self._lanes.made * self._lane_bytes
+
+    def embed(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
+        """Maps crops to embeddings; see `reidkit.types.Embedder`.
+
+        Raises:
+            EngineError: the card has no memory left for another thread, or failed.
+        """
+        check_crops(crops, self.spec)
+        result = np.empty((len(crops), self.spec.dim), np.float32)
+        if len(crops):
+            with self._lane() as lane:
+                lane.run(crops, result)
+        return result
+
+    def embed_device(self, crops: Any, *, out: Any = None, stream: int | None = None) -> Any:
+        """Maps crops that are on the card to embeddings that stay there; nothing passes through the host.
+
+        Args:
+            crops: uint8 (n, height, width, 3), C-contiguous, on this device: anything with
+                `__cuda_array_interface__` or DLPack (PyTorch, CuPy, Numba, JAX); n at most the engine's largest batch.
+            out: float32 (n, dim), C-contiguous, likewise; None makes a new array, the only memory that is taken.
+            stream: CUDA stream that makes the crops, as a number: it is waited for. None says that they are ready.
+
+        Returns:
+            `out`, or an array with both interfaces; finished when this returns.
+
+        Raises:
+            InputError: another type, shape, layout or device; or more crops than the engine takes at once.
+        """
+        given = read_device_array(crops, device=self._device)
+        wanted = self._crop_shape
+        if given.dtype != np.uint8 or len(given.shape) != 4 or given.shape[1:] != wanted:
+            raise InputError(
+                "The crops do not fit the model",
+                got=f"{given.dtype} {given.shape}",
+                expected=f"uint8 (n, {', '.join(map(str, wanted))}), RGB",
+            )
+        count, shape = given.shape[0], (given.shape[0], self.spec.dim)
+        if not 1 <= count <= self._most:
+            raise InputError(
+                "The engine does not take so many crops at once",
+                got=count,
+                expected=f"1 to {self._most}",
+                fix=f"give fewer at once, or build for more: reid build --batch {max(count, 1)}",
+            )
+        result = DeviceArray.new(shape, np.dtype(np.float32), device=self._device) if out is None else out
+        target = read_device_array(result, device=self._device)
+        if target.dtype != np.float32 or target.shape != shape:
+            got = f"{target.dtype} {target.shape}"
+            raise InputError("The output does not fit the crops", got=got, expected=f"float32 {shape}")
+        with self._lane() as lane:
+            lane.run_on_device(given.address, target.address, count, stream)
+        return result
+
+    def device_seconds(self, batch: int, runs: int) -> list[float]:
+        """Time on the card of one batch, crops and embeddings staying there; by CUDA events, one graph launch each."""
+        if not 1 <= batch <= self._most:
+            raise InputError("The engine does not take so many crops at once", got=batch, expected=f"1 to {self._most}")
+        with self._lane() as lane:
+            return lane.time(batch, runs)
+
+    @property
+    def _lane_bytes(self) -> int:
+        crop = int(np.prod(self._crop_shape)) + self.spec.dim * 4
+        return self._flavour.scratch_bytes(self._engine) + len(_SLOTS) * self._most * crop
+
+    @property
+    def _most(self) -> int:
+        return self.facts.profiles[-1].most
+
+    @property
+    def _crop_shape(self) -> tuple[int, int, int]:
+        return self.spec.input.height, self.spec.input.width, 3
+
+    @contextmanager
+    def _lane(self) -> Iterator["_Lane"]:
+        cuda.use(self._device)
+        with self._lanes.take() as lane:
+            yield lane
+
+
+class _Lanes:
+    """Lanes that threads take in turn: more are made while threads wait, up to a number or to the card's memory."""
+
+    def __init__(self, make: Callable[[], "_Lane"]) -> None:
+        self._make = make
+        self._idle: list[_Lane] = []
+        self._changed = threading.Condition()
+        self._most = _LANES
+        self.made = 0
+
+    @contextmanager
+    def take(self) -> Iterator["_Lane"]:
+        lane = self._get()
+        try:
+            yield lane
+        except BaseException:
+            self._put(None)  # what is still on its streams is unknown: it is not used again
+            raise
+        self._put(lane)
+
+    def _get(self) -> "_Lane":
+        while True:
+            with self._changed:
+                while not self._idle and self.made >= self._most:
+                    self._changed.wait()
+                if self._idle:
+                    return self._idle.pop()
+                self.made += 1
+            try:
+                return self._make()
+            except EngineError as error:
+                with self._changed:
+                    self.made -= 1
+                    self._changed.notify()
+                    if self.made == 0:
+                        raise
+                    self._most = self.made
+                _logger.warning("Threads take turns from here on: %s", error.problem)
+            except BaseException:
+                self._put(None)
+                raise
+
+    def _put(self, lane: "_Lane | None") -> None:
+        with self._changed:
+            if lane is None:
+                self.made -= 1
+            else:
+                self._idle.append(lane)
+            self._changed.notify()
+
+
+class _Slot:
+    """Buffers of one batch on the host and on the card, the stream it runs on, and its captured graphs."""
+
+    def __init__(self, most: int, crop_shape: tuple[int, int, int], dim: int) -> None:
+        self.stream = cuda.Stream()
+        self.finished = cuda.Event()
+        crop_bytes = int(np.prod(crop_shape))
+        self.pinned_crops = cuda.PinnedMemory(most * crop_bytes)
+        self.pinned_embeddings = cuda.PinnedMemory(most * dim * 4)
+        self.crops = cuda.DeviceMemory(most * crop_bytes)
+        self.embeddings = cuda.DeviceMemory(most * dim * 4)
+        self.crops_in = self.pinned_crops.bytes.reshape(most, *crop_shape)
+        self.embeddings_out = self.pinned_embeddings.bytes.view(np.float32).reshape(most, dim)
+        self.graphs: OrderedDict[tuple[int, ...], cuda.Graph] = OrderedDict()
+
+
+class _Lane:
+    """What one thread runs on: a context for each profile, in one scratch memory, and two slots."""
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        engine: Any,
+        profiles: Sequence[Profile],
+        crop_shape: tuple[int, int, int],
+        dim: int,
+    ) -> None:
+        self._profiles = profiles
+        self._crop_shape = crop_shape
+        self._crop_bytes, self._row_bytes = int(np.prod(crop_shape)), dim * 4
+        self._most = profiles[-1].most
+        self._slots = [_Slot(self._most, crop_shape, dim) for _ in _SLOTS]
+        self._computed = cuda.Event()
+        size = flavour.scratch_bytes(engine)
+        self._scratch = cuda.DeviceMemory(max(1, size))
+        self._contexts = []
+        for index in range(len(profiles)):
+            context = flavour.context(engine, self._scratch.address, size)
+            if context is None:
+                raise EngineError("TensorRT gives no context", got="most likely no memory left on the card")
+            if index and not context.set_optimization_profile_async(index, self._slots[0].stream.number):
+                raise EngineError("TensorRT does not take its own profile", got=index, fix="build the engine again")
+            self._contexts.append(context)
+        self._slots[0].stream.synchronize()
+
+    def run(self, crops: UInt8[np.ndarray, "n height width 3"], result: Float32[np.ndarray, "n dim"]) -> None:
+        """Embeds crops, a batch at a time: while one is computed, the next is copied."""
+        under_way: list[tuple[_Slot, int, int]] = []
+        for number, start in enumerate(range(0, len(crops), self._most)):
+            slot = self._slots[number % len(self._slots)]
+            if len(under_way) == len(self._slots):
+                self._collect(*under_way.pop(0), result)
+            stop = min(start + self._most, len(crops))
+            np.copyto(slot.crops_in[: stop - start], crops[start:stop])
+            self._launch(slot, stop - start)
+            under_way.append((slot, start, stop))
+        for item in under_way:
+            self._collect(*item, result)
+
+    def _launch(self, slot: _Slot, batch: int) -> None:
+        graph = self._graph(slot, batch, slot.crops.address, slot.embeddings.address, to_host=True)
+        slot.stream.to_device(slot.crops.address, slot.pinned_crops.address, batch * self._crop_bytes)
+        slot.stream.wait_for(self._computed)  # the other slot's batch works in the same scratch
+        slot.stream.launch(graph)
+        self._computed.record(slot.stream)
+        slot.finished.record(slot.stream)
+
+    def _collect(self, slot: _Slot, start: int, stop: int, result: Float32[np.ndarray, "n dim"]) -> None:
+        slot.finished.synchronize()
+        result[start:stop] = slot.embeddings_out[: stop - start]
+
+    def run_on_device(self, crops: int, embeddings: int, batch: int, stream: int | None) -> None:
+        """Embeds crops at one address of the card to another."""
+        slot = self._slots[0]
+        graph = self._graph(slot, batch, crops, embeddings, to_host=False)
+        if stream is not None:
+            cuda.wait_for_stream(slot.stream, stream)
+        slot.stream.launch(graph)
+        slot.stream.synchronize()
+
+    def time(self, batch: int, runs: int) -> list[float]:
+        """Seconds on the card of each of so many launches."""
+        slot = self._slots[0]
+        graph = self._graph(slot, batch, slot.crops.address, slot.embeddings.address, to_host=False)
+        events = [cuda.Event(timed=True) for _ in range(runs + 1)]
+        events[0].record(slot.stream)
+        for event in events[1:]:
+            slot.stream.launch(graph)
+            event.record(slot.stream)
+        slot.stream.synchronize()
+        return [later.seconds_since(earlier) for earlier, later in itertools.pairwise(events)]
+
+    def _graph(self, slot: _Slot, batch: int, crops: int, embeddings: int, *, to_host: bool) -> cuda.Graph:
+        """The captured work for a batch from and to addresses; made the first time, and kept."""
+        key = (batch, crops, embeddings, to_host)
+        if key in slot.graphs:
+            slot.graphs.move_to_end(key)
+            return slot.graphs[key]
+        context = next(
+            context
+            for context, profile in zip(self._contexts, self._profiles, strict=True)
+            if profile.least <= batch <= profile.most
+        )
+        if not context.set_input_shape(CROPS, (batch, *self._crop_shape)):
+            raise EngineError("TensorRT does not take a batch of its own profile", got=batch)
+        context.set_tensor_address(CROPS, crops)
+        context.set_tensor_address(EMBEDDINGS, embeddings)
+        for other in self._slots:
+            other.stream.synchronize()  # they use the same contexts and scratch
+        self._enqueue(context, slot)  # once as it is: it prepares itself for the shape, which cannot be captured
+        slot.stream.synchronize()
+        with slot.stream.capture() as captured:
+            self._enqueue(context, slot)
+            if to_host:
+                slot.stream.to_host(slot.pinned_embeddings.address, embeddings, batch * self._row_bytes)
+        slot.graphs[key] = captured.graph
+        if len(slot.graphs) > _GRAPHS:
+            slot.graphs.popitem(last=False)[1].close()
+        return captured.graph
+
+    @staticmethod
+    def _enqueue(context: Any, slot: _Slot) -> None:
+        if not context.execute_async_v3(slot.stream.number):
+            raise EngineError("TensorRT could not run the engine", fix="see the log for its own words")
+
+
+def open_embedder(bundle: Bundle, opening: Opening) -> TensorRtEmbedder:
+    """Opens the engine that was built for a bundle, this library and this card.
+
+    Raises:
+        RuntimeMissing: no card, nothing built, or nothing that fits here; says why.
+        BundleError: the engine's file is missing, truncated or changed.
+        EngineError: the card has no memory left.
+    """
+    flavour = open_flavour(opening.runtime)
+    facts = choose_engine(bundle, opening.runtime, opening.precision, None, machine_of(flavour, opening.device))
+    return open_built(bundle, facts, flavour, opening.device)
+
+
+def open_built(bundle: Bundle, facts: EngineFacts, flavour: Flavour, device: str = "cuda") -> TensorRtEmbedder:
+    """Opens one engine of a bundle's store; whether it fits here was found out before.
+
+    Raises:
+        BundleError: its file is missing, truncated or changed, or TensorRT cannot read it.
+        EngineError: the card has no memory left.
+    """
+    cuda.use(cuda.device_index(device))
+    data = read_engine(bundle, facts)
+    log = flavour.log()
+    runtime = flavour.trt.Runtime(log)
+    if "version-compatible" in facts.options:
+        runtime.engine_host_code_allowed = True  # such an engine brings a part of the library along
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise BundleError(
+            f"{flavour.runtime} {flavour.version} cannot read the engine {facts.name}",
+            got=log.first_error(),
+            fix="build it again: reid build --rebuild",
+        )
+    spec = spec_of(bundle.manifest, runtime=facts.runtime, device=device, precision=facts.precision, build=facts.sha256)
+    return TensorRtEmbedder(flavour, runtime, engine, facts, spec)
+
+
+def machine_of(flavour: Flavour, device: str = "cuda") -> Machine:
+    """The library and the card that an engine has to fit.
+
+    Raises:
+        RuntimeMissing: no such card.
+    """
+    card = cuda.card(device)
+    return Machine(
+        runtime=flavour.runtime,
+        version=flavour.version,
+        gpu=card.name,
+        compute_capability=card.compute_capability,
+        driver=card.driver,
+    )
