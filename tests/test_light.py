@@ -30,7 +30,7 @@ def light_modules() -> list[str]:
     names = []
     for file in sorted(SOURCE.rglob("*.py")):
         parts = file.relative_to(SOURCE).with_suffix("").parts
-        if parts[0] not in heavy and parts != ("runtime", "pytorch"):
+        if parts[0] not in heavy and parts not in (("runtime", "pytorch"), ("runtime", "inductor")):
             names.append(".".join(("reidkit", *(part for part in parts if part != "__init__"))))
     return names
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from reidkit.architecture import ModelSpec, read_model_spec
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import BundleError, ConfigError
-from reidkit.types import InputSpec, Precision, Task
+from reidkit.types import InputSpec, Precision, Task, Via
 
 SCHEMA = 2
 
@@ -122,6 +122,12 @@ class Latency:
         p90_ms: nine of ten batches are at least this fast.
         images_per_second: batch over median; decoding and engine take turns here, in `embed_files` they overlap.
         runs: batches that were timed.
+        via: how the network came to an engine's builder; None where nothing was built.
+        gpu_ms: median of the device's own time for one batch, crops and embeddings staying there, milliseconds; None
+            where the engine keeps no such time, or decoding is included.
+        device_memory: bytes of the device that the engine holds.
+        engine_bytes: size of the engine's file.
+        build_seconds: that making the engine took.
     """
 
     runtime: str
@@ -134,10 +140,24 @@ class Latency:
     p90_ms: float
     images_per_second: float
     runs: int
+    via: Via | None = None
+    gpu_ms: float | None = None
+    device_memory: int | None = None
+    engine_bytes: int | None = None
+    build_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("median_ms", "p90_ms", "images_per_second"):
-            if not 0 <= getattr(self, name) < math.inf:
+        numbers = (
+            "median_ms",
+            "p90_ms",
+            "images_per_second",
+            "gpu_ms",
+            "device_memory",
+            "engine_bytes",
+            "build_seconds",
+        )
+        for name in numbers:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="0 or above, finite")
 
 

@@ -29,6 +29,9 @@ DISTRACTOR = -1
 UNKNOWN_IDENTITY = -2
 """`Crop.pid` where nothing says whom a picture shows: neither right nor wrong, so it takes no part in a measurement."""
 
+Via = Literal["network", "parser"]
+"""How a network came to an engine's builder: written layer by layer, or as ONNX through its parser."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on. Libraries draw nothing; whoever calls them may."""
 
@@ -129,6 +132,26 @@ class Embedder(Protocol):
 
         Raises:
             InputError: the crops have another type, rank, size or number of channels.
+        """
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An embedder on a device that keeps time of its own: what `bench` can ask of it beside wall time."""
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of the device that it holds: weights, buffers and scratch."""
+        ...
+
+    def device_seconds(self, batch: int, runs: int) -> list[float]:
+        """Seconds of the device for each of so many runs of a batch, by its own events.
+
+        Crops and embeddings stay on the device.
+
+        Raises:
+            InputError: it does not take such a batch at once.
         """
         ...
 

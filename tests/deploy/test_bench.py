@@ -10,8 +10,9 @@ from PIL import Image
 import reidkit
 from reidkit.deploy import bench as bench_module
 from reidkit.deploy.bench import BATCHES, bench, machine
-from reidkit.errors import ConfigError, ImageError
+from reidkit.errors import ConfigError, ImageError, InputError
 from reidkit.manifest import Latency
+from reidkit.runtime.engine_facts import EngineFacts, Profile
 from reidkit.types import EmbedderSpec, InputSpec
 
 SPEC = EmbedderSpec(InputSpec(8, 4), 2, False, None, "fake", "float16", "cuda:3")
@@ -94,6 +95,48 @@ def test_a_fast_engine_is_timed_for_the_seconds_given(clock):
 def test_a_slow_engine_is_still_timed_five_times(clock):
     rows = bench(slow_engine(clock, [30.0]), batches=[1], seconds=1.0)
     assert [row.runs for row in rows] == [5, 5]
+
+
+class OnCard(Fake):
+    """Has a clock of its own, which takes 4 crops at most, and an engine from a store."""
+
+    device_memory = 5_000_000
+    facts = EngineFacts(
+        *("tensorrt", "10.0.1", "float16", "parser", "0" * 64, (Profile(1, 4, 4),)), size=3_000_000, build_seconds=61.5
+    )
+
+    def device_seconds(self, batch, runs):
+        if batch > 4:
+            raise InputError("The engine does not take so many crops at once")
+        return [0.001 * batch + 0.0001 * run for run in range(runs)]
+
+
+def test_what_only_the_engine_knows_is_asked_of_it():
+    rows = bench(OnCard(), batches=[2, 5], seconds=0.0)
+    assert {(row.via, row.device_memory, row.engine_bytes, row.build_seconds) for row in rows} == {
+        ("parser", 5_000_000, 3_000_000, 61.5)
+    }
+    # The median of 2.0 to 2.4 ms; decoding is not the device's, and 5 crops are more than it takes at once.
+    assert [row.gpu_ms for row in rows] == [pytest.approx(2.2), None, None, None]
+    row = bench(Fake(), batches=[2], seconds=0.0)[0]
+    assert (row.via, row.gpu_ms, row.device_memory, row.engine_bytes, row.build_seconds) == (None,) * 5
+
+
+def test_the_device_times_as_many_runs_as_the_wall_but_a_thousand_at_most(clock):
+    asked = []
+
+    class Counting(OnCard):
+        def embed(self, crops):
+            clock.now += 0.001
+            return super().embed(crops)
+
+        def device_seconds(self, batch, runs):
+            asked.append(runs)
+            return super().device_seconds(batch, runs)
+
+    bench(Counting(), batches=[1], seconds=0.0)
+    bench(Counting(), batches=[1], seconds=1.5)
+    assert asked == [5, 1000]
 
 
 @pytest.mark.parametrize("batches", [[], [0], [4, -1], [1, 0]])

@@ -4,11 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reidkit.bundle import Golden, open_bundle
-from reidkit.deploy.verify import TOLERANCES, Parity, Refusal, Tolerance, check_parity, verify
+from reidkit.deploy.verify import (
+    TOLERANCES,
+    Parity,
+    Refusal,
+    Tolerance,
+    check_accuracy,
+    check_parity,
+    measure_on,
+    verify,
+)
 from reidkit.errors import InputError
-from reidkit.types import EmbedderSpec, InputSpec
+from reidkit.types import Crop, EmbedderSpec, InputSpec, Split
 
 SPEC = EmbedderSpec(InputSpec(2, 2), 2, False, None, "fake", "float32", "cpu")
 
@@ -142,3 +152,105 @@ def test_an_engine_that_cannot_open_it_fails_and_the_others_are_checked(tiny_bun
     assert (refused.runtime, refused.device, refused.passed) == ("onnxruntime", "cpu", False)
     assert "This build of ONNX Runtime has no cpu" in str(refused.error)
     assert checked.passed
+
+
+def test_precisions_are_checked_each_and_refused_each(tiny_bundle, monkeypatch):
+    # Instance normalisation over the two positions of so small a map makes rounding large.
+    monkeypatch.setitem(TOLERANCES, "float16", Tolerance(0.1, 0.99))
+    rows = verify(open_bundle(tiny_bundle), ["pytorch", "onnxruntime"], precisions=["float16", "float32"])
+    assert [(row.runtime, row.precision, row.passed) for row in rows] == [
+        ("pytorch", "float16", True),
+        ("pytorch", "float32", True),
+        ("onnxruntime", "float16", False),
+        ("onnxruntime", "float32", True),
+    ]
+    half, single = rows[:2]
+    assert half.max_rel > 10 * single.max_rel > 0
+    assert "onnxruntime does not run this bundle in float16 here" in str(rows[2].error)
+
+
+# -- on a data set -----------------------------------------------------------------------------------------------------
+
+BASE = np.array([[3.0, 0.0], [0.0, 2.0], [6.0, 0.9], [0.5, 5.0]])  # two queries, and the right answer of each
+
+
+@pytest.fixture
+def split(tmp_path):
+    """Two people whom two cameras see; the brightness of a crop is its number."""
+    crops = []
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(path)
+        crops.append(Crop(path, number % 2, number // 2))
+    return Split("folder", tmp_path, query=tuple(crops[:2]), gallery=tuple(crops[2:]))
+
+
+def measured(split, embeddings, precision="float32"):
+    return measure_on(Fake(embeddings, embeddings, precision), split)
+
+
+def test_engines_that_agree(split):
+    reference = measured(split, BASE)
+    agreement = check_accuracy(reference, measured(split, 7 * BASE, "float16"))  # length is not looked at
+    assert (agreement.crops, agreement.mean_ap, agreement.rank1, agreement.top) == (4, (1.0, 1.0), 0.0, 1.0)
+    assert agreement.max_abs < 1e-7
+    assert agreement.max_rel == 0
+    assert agreement.min_cosine == pytest.approx(1)
+    assert (agreement.reference.precision, agreement.engine.precision) == ("float32", "float16")
+    assert (agreement.change.difference, agreement.change.interval) == (0.0, (0.0, 0.0))
+    assert agreement.passed
+
+
+def test_the_differences_on_a_data_set_by_hand(split):
+    other = BASE.copy()
+    other[3] = [12.0, 9.0]  # 0.8 and 0.6 of its length: the first query still finds its own, the second still this
+    reference, engine = measured(split, BASE), measured(split, other)
+    agreement = check_accuracy(reference, engine)
+    unit = BASE[3] / np.hypot(0.5, 5.0)
+    assert agreement.max_abs == pytest.approx(0.8 - unit[0], rel=1e-5)
+    assert agreement.max_rel == pytest.approx((0.8 - unit[0] - 1e-5) / unit[0], rel=1e-5)
+    assert agreement.min_cosine == pytest.approx((unit * [0.8, 0.6]).sum())
+    assert agreement.mean_ap == (1.0, 1.0)
+
+
+def test_map_that_is_lost_and_how_much_is_allowed(split):
+    other = BASE.copy()
+    other[0] = [0.0, 3.0]  # this query finds the other person first: average precision 1/2
+    reference, engine = measured(split, BASE), measured(split, other)
+    agreement = check_accuracy(reference, engine)
+    assert agreement.mean_ap == (1.0, 0.75)
+    assert agreement.change.difference == -0.25
+    assert agreement.rank1 == -0.5
+    assert agreement.change.interval == (-0.5, 0.0)
+    assert not agreement.passed
+    assert check_accuracy(reference, engine, max_drop=0.25).passed
+    assert not check_accuracy(reference, engine, max_drop=0.2499).passed
+    assert check_accuracy(engine, reference, max_drop=0.0).passed  # to gain is no fault
+
+
+def test_the_same_nearest_crops(tmp_path, monkeypatch):
+    """Of twelve crops ten are shown; an engine that swaps the last ones for the first has eight of them."""
+    crops = []
+    for number in range(13):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(path)
+        crops.append(Crop(path, 0 if number < 2 else number, min(number, 1)))
+    split = Split("folder", tmp_path, query=tuple(crops[:1]), gallery=tuple(crops[1:]))
+    angles = np.arange(13) / 20
+    reference = measured(split, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    angles[[2, 3, 11, 12]] = angles[[11, 12, 2, 3]]
+    engine = measured(split, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    assert check_accuracy(reference, engine).top == pytest.approx(0.8)
+
+
+def test_embeddings_of_another_width_are_not_compared(split):
+    wider = np.concatenate([BASE, BASE], axis=1)
+    text = r"fake gives embeddings of another width than the reference\n  got: 4\n  expected: 2"
+    with pytest.raises(InputError, match=text):
+        check_accuracy(measured(split, BASE), measured(split, wider))
+
+
+def test_another_data_set_is_not_compared(split):
+    other = replace(split, root=split.root / "elsewhere")
+    with pytest.raises(InputError, match="The two reports are of different data sets"):
+        check_accuracy(measured(split, BASE), measured(other, BASE))

@@ -224,6 +224,14 @@ def test_of_a_bundle_only_what_makes_embeddings_counts(fetch, files, bundle, tmp
     assert fetch(files, bundle=write(tmp_path / "trained.reid", model=b"another graph"))[1] == 3
 
 
+@pytest.mark.parametrize("change", [{"precision": "float16"}, {"build": "ab" * 32}, {"device": "cuda"}])
+def test_another_arithmetic_or_engine_embeds_anew(fetch, files, change):
+    fetch(files)
+    other = replace(SPEC, **change)
+    assert [fetch(files, spec=other)[1] for _ in range(2)] == [3, 0]
+    assert fetch(files)[1] == 0
+
+
 def test_the_batch_size_makes_no_difference(bundle, folder, files):
     crops = [Crop(file, 0, 0) for file in files]
     embedder = MeanColor()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from reidkit.errors import InputError
+from reidkit.report import latency_plot
 from reidkit.report.latency_plot import write_latency_plot
 
 
@@ -17,6 +18,7 @@ class Row:
     median_ms: float
     p90_ms: float
     images_per_second: float
+    via: str | None = None
 
 
 ROWS = [
@@ -46,6 +48,14 @@ def test_the_same_rows_give_the_same_bytes_in_any_order(tmp_path):
     write_latency_plot(tmp_path / "x.png", ROWS[:2])
     write_latency_plot(tmp_path / "y.png", ROWS[1::-1])
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+
+
+def test_an_engine_built_both_ways_is_two_lines(tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr(latency_plot.Figure, "legend", lambda self, handles, names, **_: named.extend(names))
+    built = [replace(ROWS[1], runtime="tensorrt", precision="tf32", via=via) for via in ("network", "parser")]
+    write_latency_plot(tmp_path / "x.png", [*built, ROWS[2]])
+    assert named == ["tensorrt tf32 by network", "tensorrt tf32 by parser", "onnxruntime float32, with decoding"]
 
 
 def test_a_single_measurement_needs_no_pyplot(tmp_path, monkeypatch):

@@ -19,7 +19,9 @@ from reidkit.runtime.contract import check_crops, run_in_batches
 from reidkit.runtime.openvino import OpenVinoEmbedder
 from reidkit.types import Embedder, EmbedderSpec, InputSpec
 
-NAMES = list(ENGINES)
+NAMES = ["onnxruntime", "openvino", "pytorch"]
+COVERED_ELSEWHERE = {"inductor": "test_inductor", "tensorrt": "test_tensorrt", "tensorrt-rtx": "test_tensorrt"}
+"""Engines that take a minute to open, or run on a card alone, and the tests that hold them to the same."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,10 @@ def network(tiny_bundle):
             return model.heads.bottleneck(pooled).flatten(1).numpy()
 
     return embed
+
+
+def test_no_engine_is_forgotten():
+    assert {*NAMES, *COVERED_ELSEWHERE} == set(ENGINES)
 
 
 def random_crops(n, seed=0):

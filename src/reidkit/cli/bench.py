@@ -14,9 +14,10 @@ from reidkit.cli.outputs import require_libraries
 from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES
 from reidkit.deploy.bench import bench as measure
+from reidkit.deploy.ways import ways_of
 from reidkit.errors import ConfigError, RuntimeMissing
 from reidkit.manifest import Latency
-from reidkit.runtime import ENGINES, installed, load
+from reidkit.runtime import ENGINES, installed
 
 
 def bench(
@@ -30,11 +31,15 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
     device: options.Device = None,
+    precision: options.PrecisionsOption = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the rows into the bundle's manifest.")] = False,
 ) -> list[Latency]:
-    """Time each engine at several batch sizes, with and without decoding and resizing."""
+    """Time each engine in each precision at several batch sizes, with and without decoding and resizing.
+
+    Of tensorrt, what `reid build` has made is timed. GPU time is the device's own, without copies to it and back.
+    """
     if record and images is not None:
         raise ConfigError(
             "Timings of pictures of your own are not recorded: a card could not say which they were",
@@ -42,20 +47,23 @@ def bench(
         )
     opened = open_bundle(bundle)
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
+    ways = ways_of(opened, names, options.parse_precisions(precision))
     sources = picture_files(images) if images is not None else []
     if plot is not None:
         require_libraries("matplotlib")
     rows: list[Latency] = []
-    for name in names:
+    for way in ways:
         try:
-            embedder = load(opened, name, device=device)
+            with console.spinner(f"opening {way.in_words()}"):
+                embedder = way.open(opened, device=device)
         except RuntimeMissing as error:
-            if runtime:
+            if runtime and (not precision or len(ways) == 1):
                 raise
-            console.warn(f"{name} is left out: {error.problem}")
+            console.warn(f"{way.in_words()} is left out: {error.problem}")
             continue
-        with console.progress_bar(f"timing {name}") as progress:
+        with console.progress_bar(f"timing {way.in_words()}") as progress:
             rows += measure(embedder, batches=batch or BATCHES, images=sources, seconds=seconds, progress=progress)
+        del embedder  # the next one may want the memory
     if not rows:
         raise RuntimeMissing(
             "No engine here can run this bundle", got=f"device {device}", fix="install one: reidkit[onnx]"
@@ -73,22 +81,40 @@ def bench(
 
 
 def _print(rows: list[Latency]) -> None:
-    table = console.table(
-        rows[0].machine,  # all rows ran on one device
-        "runtime",
-        "precision",
-        "decode",
-        "batch",
-        "median ms",
-        "p90 ms",
-        "images/s",
-        "runs",
-        numbers=5,
-    )
-    for row in rows:
-        numbers = (f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.images_per_second:.1f}", str(row.runs))
-        table.add_row(row.runtime, row.precision, "with" if row.decode else "without", str(row.batch), *numbers)
+    for machine in dict.fromkeys(row.machine for row in rows):
+        here = [row for row in rows if row.machine == machine]
+        times = {
+            "decode": ["with" if row.decode else "without" for row in here],
+            "batch": [str(row.batch) for row in here],
+            "median ms": [f"{row.median_ms:.2f}" for row in here],
+            "p90 ms": [f"{row.p90_ms:.2f}" for row in here],
+            "GPU ms": [_number(row.gpu_ms, ".3f") for row in here],
+            "images/s": [f"{row.images_per_second:.1f}" for row in here],
+            "runs": [str(row.runs) for row in here],
+        }
+        _print_table(machine, here, times)
+    last = {(row.runtime, row.precision, row.via): row for row in rows}  # which holds what all batches took
+    engines = [row for row in last.values() if row.device_memory is not None or row.engine_bytes is not None]
+    if engines:
+        facts = {
+            "GPU MB": [_number(row.device_memory, ".0f", 1e-6) for row in engines],
+            "engine MB": [_number(row.engine_bytes, ".1f", 1e-6) for row in engines],
+            "build s": [_number(row.build_seconds, ".0f") for row in engines],
+        }
+        _print_table(None, engines, facts)
+
+
+def _print_table(title: str | None, rows: list[Latency], columns: dict[str, list[str]]) -> None:
+    """One table; what no row can say has no column."""
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    table = console.table(title, "runtime", "precision", *columns, numbers=len(columns) - ("decode" in columns))
+    for row, *cells in zip(rows, *columns.values(), strict=True):
+        table.add_row(row.runtime if row.via is None else f"{row.runtime} by {row.via}", row.precision, *cells)
     console.out.print(table)
+
+
+def _number(value: float | int | None, form: str, factor: float = 1.0) -> str:
+    return "" if value is None else format(value * factor, form)
 
 
 def _write_csv(path: Path, rows: list[Latency]) -> None:

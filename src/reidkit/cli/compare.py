@@ -1,6 +1,7 @@
 """`reid compare`: whether two models, or two engines, differ beyond chance, and on which queries."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from reidkit.evaluate import Comparison, EmbeddedBy, Report, compare_reports
 from reidkit.index import NearestScorer
 from reidkit.report.results import Picture, SearchResults, pictures
 from reidkit.runtime import ENGINES, RuntimeName
-from reidkit.types import Crop, Split
+from reidkit.types import Crop, Precision, Split
 
 
 def compare(
@@ -27,6 +28,9 @@ def compare(
         list[str] | None, typer.Option("--runtime", help="Engine of both; given twice, of A and of B.")
     ] = None,
     device: options.Device = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", help="Of both: fp32, fp16 ...; given twice, of A and of B.")
+    ] = None,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",
@@ -64,7 +68,7 @@ def compare(
         ),
         memory=options.parse_memory(memory),
     )
-    engines = _engines(runtime)
+    engines, precisions = _engines(runtime), _precisions(precision)
     if html is not None:
         require_libraries("jinja2")
     check_outputs({"--html": html, "--json": json_file})
@@ -73,9 +77,9 @@ def compare(
     check_ranking(split, settings)
     check_engines(zip(bundles, engines, strict=True))
     sides: list[tuple[Report, SearchResults]] = []
-    for bundle, engine, model in zip(bundles, engines, model_names(bundles), strict=True):
+    for bundle, engine, arithmetic, model in zip(bundles, engines, precisions, model_names(bundles), strict=True):
         found = NearestScorer((len(split.query), len(split.gallery)), top)
-        report = measure(bundle, split, engine, settings, model=model, scorers=[found])
+        report = measure(bundle, split, engine, replace(settings, precision=arithmetic), model=model, scorers=[found])
         sides.append((report, _results(split, found)))
     (before, found_before), (after, found_after) = sides
     comparison = compare_reports(before, after)
@@ -91,6 +95,17 @@ def compare(
     return comparison
 
 
+def _precisions(precision: list[str] | None) -> tuple[Precision | None, Precision | None]:
+    found: list[Precision | None] = [options.parse_precision(text) for text in precision or [None]]
+    if len(found) > 2:
+        raise ConfigError(
+            "Two models are compared, in a precision each",
+            got=f"{len(found)} times --precision",
+            expected="once or twice",
+        )
+    return found[0], found[-1]
+
+
 def _engines(runtime: list[str] | None) -> tuple[RuntimeName, RuntimeName]:
     names = options.each_of(ENGINES, runtime or ["onnxruntime"], what="runtime")
     if len(names) > 2:
@@ -101,10 +116,12 @@ def _engines(runtime: list[str] | None) -> tuple[RuntimeName, RuntimeName]:
 
 
 def _names(a: EmbeddedBy, b: EmbeddedBy) -> tuple[str, str]:
-    """What to call both sides: by model, by model and engine, or as A and B where they are the same."""
+    """What to call both sides: by model, and by engine and precision where these differ; or as A and B."""
     one, other = a.model, b.model
     if a.runtime != b.runtime:
         one, other = f"{one}, {a.runtime}", f"{other}, {b.runtime}"
+    if a.precision != b.precision:
+        one, other = f"{one}, {a.precision}", f"{other}, {b.precision}"
     return (one, other) if one != other else (f"{one} (A)", f"{other} (B)")
 
 

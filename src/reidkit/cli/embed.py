@@ -27,6 +27,7 @@ def embed(
     ] = None,
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = None,
+    precision: options.PrecisionOption = None,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     skip_unreadable: options.SkipUnreadable = False,
@@ -41,11 +42,12 @@ def embed(
     distractor, -2 an unknown identity; camid -1 is an unknown camera.
     """
     check_format(out)
+    arithmetic = options.parse_precision(precision)
     opened = open_bundle(bundle)
     pictures = _pictures(images, data, subset, data_format, variant)
     texts = [str(crop.path) for crop in pictures.crops]
     check_names(out, [*texts, *pictures.pid_names.values(), *pictures.camera_names.values()])
-    embedder = load(opened, runtime, device=device)
+    embedder = load(opened, runtime, device=device, precision=arithmetic)
     with output_file(out) as temporary:  # first of all: a place that cannot be written to costs no embedding
         with console.progress_bar("embedding") as progress:
             embedded = embed_crops(

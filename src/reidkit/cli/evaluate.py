@@ -47,6 +47,7 @@ def evaluate(
         list[str] | None, typer.Option("--runtime", help="Engines; may be repeated (default: onnxruntime).")
     ] = None,
     device: options.Device = None,
+    precision: options.PrecisionOption = None,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",
@@ -79,6 +80,7 @@ def evaluate(
     settings = Settings(
         tta=tta,
         device=device,
+        precision=options.parse_precision(precision),
         batch=batch,
         threads=threads,
         skip_unreadable=skip_unreadable,
@@ -130,6 +132,7 @@ def _of_embedding(settings: Settings) -> dict[str, bool]:
     return {
         "--tta": settings.tta != usual.tta,
         "--device": settings.device != usual.device,
+        "--precision": settings.precision != usual.precision,
         "--batch": settings.batch != usual.batch,
         "--threads": settings.threads != usual.threads,
         "--skip-unreadable": settings.skip_unreadable,

@@ -1,5 +1,6 @@
-"""`reid export`: a trained checkpoint becomes a bundle, or a file of weights for others."""
+"""`reid export`: a trained checkpoint becomes a bundle, or files for others: weights, and Caffe's."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,16 @@ from reidkit.cli import console, options
 from reidkit.errors import ConfigError
 from reidkit.manifest import LicenceClass
 
+_WEIGHTS = (".wts", ".safetensors")
+_CAFFE = (".prototxt", ".caffemodel")
+_WITHOUT_FACTS = (*_WEIGHTS, *_CAFFE)
+
 
 def export(
     source: Annotated[Path, typer.Argument(help="A run of `reid train`, its model.safetensors, or a bundle.")],
     out: Annotated[
-        Path, typer.Option("--out", help="The bundle to write, NAME.reid; or its weights: NAME.wts, NAME.safetensors.")
+        Path,
+        typer.Option("--out", help="The bundle to write, NAME.reid; its weights, .wts or .safetensors; or .prototxt."),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the model (default: the bundle's).")] = None,
     licence: Annotated[
@@ -21,16 +27,40 @@ def export(
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Export a trained model once: graph with pre-processing inside, weights, golden embeddings."""
-    from reidkit.export.torch_export import export_checkpoint
-    from reidkit.export.weights_file import SUFFIXES, export_weights
+    """Export a trained model once: graph with pre-processing inside, weights, golden embeddings.
 
+    A bundle gives its weights as a file, or itself as Caffe files, NAME.prototxt and NAME.caffemodel.
+    """
+    if out.suffix in _WITHOUT_FACTS and (name is not None or licence is not None):
+        raise ConfigError(f"{out.name} has no place for --name and --licence", fix="leave them out")
+    beside = ""
     with console.spinner("exporting"):
-        if out.suffix in SUFFIXES:
-            if name is not None or licence is not None:
-                raise ConfigError(f"{out.name} has no place for --name and --licence", fix="leave them out")
+        if out.suffix in _CAFFE:
+            _to_caffe(source, out, overwrite=overwrite)
+            beside = f" and {out.with_suffix('.caffemodel').name}, which belongs to it"
+        elif out.suffix in _WEIGHTS:
+            from reidkit.export.weights_file import export_weights
+
             export_weights(source, out, overwrite=overwrite)
+            if out.suffix == ".wts":
+                beside = f" and {out.name}.json, which belongs to it"
         else:
+            from reidkit.export.torch_export import export_checkpoint
+
             export_checkpoint(source, out, name=name, licence=licence or "unknown", overwrite=overwrite)
-    beside = f" and {out.name}.json, which belongs to it" if out.suffix == ".wts" else ""
     console.say(f"wrote {out}{beside}")
+
+
+def _to_caffe(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Needs a bundle and no torch."""
+    from reidkit.bundle import open_bundle
+    from reidkit.deploy.caffe import write_caffe
+
+    if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
+        raise ConfigError(
+            "Caffe files are written from a bundle",
+            got=source,
+            expected="NAME.reid",
+            fix=f"reid export {shlex.quote(str(source))} --out {shlex.quote(out.stem + '.reid')}, then export that",
+        )
+    write_caffe(open_bundle(source), out, overwrite=overwrite)

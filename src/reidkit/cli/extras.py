@@ -3,6 +3,9 @@
 from reidkit.errors import RuntimeMissing
 
 _EXTRAS = {
+    "cuda": "tensorrt",
+    "cuda.bindings": "tensorrt",
+    "filelock": "tensorrt",
     "jinja2": "report",
     "lightning_fabric": "train",
     "matplotlib": "report",
@@ -12,6 +15,8 @@ _EXTRAS = {
     "openvino": "openvino",
     "pyarrow": "parquet",
     "tensorboard": "train",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
     "timm": "timm",
     "torch": "train",
     "torchvision": "timm",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from reidkit.architecture import named_model
 from reidkit.cli import console, options
 from reidkit.config import from_dict
 from reidkit.errors import ConfigError
@@ -37,7 +38,8 @@ def import_model(
     architecture: Annotated[
         str | None,
         typer.Option(
-            "--architecture", help="The network of `reid models` that it is, where it cannot say: timm, ONNX."
+            "--architecture",
+            help="The network of `reid models` that it is, where it cannot say: timm, ONNX; .wts without torch.",
         ),
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Checkpoint: where in the file the weights are.")] = None,
@@ -63,13 +65,20 @@ def import_model(
         Task | None, typer.Option("--task", help="What it tells apart (default: what the file says, else person).")
     ] = None,
     licence: Annotated[LicenceClass, typer.Option("--licence", help="Class of licence of the weights.")] = "unknown",
+    no_torch: Annotated[
+        bool,
+        typer.Option(
+            "--no-torch",
+            help=".wts, .safetensors with fast-reid's names: take them as they are, as is done where torch is missing.",
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Take a foreign model into a bundle, with its pre-processing inside the graph; every weight is accounted for."""
     pixels = _pixels(color, scale, mean, std, resize)
     if file.suffix.lower() == ".onnx" and architecture is None:
         _refuse("an ONNX graph", config=config, dialect=dialect, set=overrides)
-        _refuse("an ONNX graph", key=key)
+        _refuse("an ONNX graph", key=key, no_torch=no_torch)
         _refuse("an ONNX graph", allow_missing=allow_missing, allow_unexpected=allow_unexpected)
         _import_graph(
             file,
@@ -84,11 +93,17 @@ def import_model(
         )
         return
     _refuse("a checkpoint", output=output, layout=layout)
-    from reidkit.export.foreign_checkpoint import import_checkpoint
-
     if size is not None:
         pixels["height"], pixels["width"] = options.parse_size(size)
-    stated = [f"input.{name}={_toml(value)}" for name, value in pixels.items()]
+    changes = [*(f"input.{name}={_toml(value)}" for name, value in pixels.items()), *(overrides or ())]
+    if no_torch or _torch_is_missing(file):
+        what = "weights that are taken as they are, without torch"
+        _refuse(what, config=config, dialect=dialect, key=key)
+        _refuse(what, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+        _import_network(file, out, architecture, changes, task=task, licence=licence, over=overwrite)
+        return
+    from reidkit.export.foreign_checkpoint import import_checkpoint
+
     with console.spinner("importing"):
         imported = import_checkpoint(
             file,
@@ -97,7 +112,7 @@ def import_model(
             dialect=dialect,
             architecture=architecture,
             key=key,
-            overrides=[*stated, *(overrides or ())],
+            overrides=changes,
             allow_missing=allow_missing or (),
             allow_unexpected=allow_unexpected or (),
             task=task,
@@ -109,6 +124,49 @@ def import_model(
     for assumption in imported.assumptions:
         console.say(f"assumed: {assumption}")
     console.say(f"wrote {imported.bundle.path}")
+
+
+def _torch_is_missing(file: Path) -> bool:
+    """Whether a file that could be taken without torch has to be; said aloud, since torch would find out more."""
+    if file.suffix not in (".wts", ".safetensors"):
+        return False
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        console.note("torch is not installed: weights are taken under fast-reid's names, and nothing is found out")
+        return True
+    return False
+
+
+def _import_network(
+    file: Path,
+    out: Path,
+    architecture: str | None,
+    changes: list[str],
+    *,
+    task: Task | None,
+    licence: LicenceClass,
+    over: bool,
+) -> None:
+    from reidkit.deploy.network_import import import_network
+
+    spec = None if architecture is None else named_model(architecture)
+    with console.progress_bar("importing") as progress:
+        bundle = import_network(
+            file,
+            out,
+            spec=spec,
+            overrides=changes,
+            task=task,
+            licence=licence,
+            overwrite=over,
+            progress=progress,
+        )
+    for assumption in bundle.manifest.provenance.assumptions:
+        console.say(f"note: {assumption}")
+    console.say(f"wrote {bundle.path}")
 
 
 def _import_graph(

@@ -27,8 +27,8 @@ from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import named_protocol
 from reidkit.metrics.ranking import Scorer
 from reidkit.metrics.roc import RocScorer
-from reidkit.runtime import RuntimeName, installed, load
-from reidkit.types import Split
+from reidkit.runtime import ENGINES, RuntimeName, installed, load
+from reidkit.types import Precision, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Settings:
     Attributes:
         tta: test-time augmentation.
         device: in the engine's own words.
+        precision: of the engine's arithmetic; None takes what there is.
         batch: crops a call of the engine.
         threads: that decode.
         skip_unreadable: leave out pictures that cannot be decoded.
@@ -52,6 +53,7 @@ class Settings:
 
     tta: Tta = "none"
     device: str | None = None
+    precision: Precision | None = None
     batch: int = 32
     threads: int | None = None
     skip_unreadable: bool = False
@@ -152,7 +154,8 @@ def check_engines(pairs: Iterable[tuple[Bundle, RuntimeName]]) -> None:
         RuntimeMissing: names what to install, or which engines can.
     """
     for bundle, runtime in pairs:
-        if runtime not in installed(bundle):
+        slow = ENGINES[runtime].on_request and bundle.weights is not None  # opening it twice would take too long
+        if runtime not in installed(bundle) and not slow:
             load(bundle, runtime)  # which says why
 
 
@@ -212,7 +215,7 @@ def embed(
     bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings, *, model: str
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, EmbeddedBy]:
     """Query and gallery of a split, embedded by one model on one engine; and what made them. See `measure`."""
-    embedder = load(bundle, runtime, device=settings.device)
+    embedder = load(bundle, runtime, device=settings.device, precision=settings.precision)
     cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
     with console.progress_bar("embedding") as progress:
         query, gallery = embed_split(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args, overload
 
 import typer
 
@@ -14,7 +14,7 @@ from reidkit.manifest import Tta
 from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.runtime import RuntimeName
-from reidkit.types import InputSpec
+from reidkit.types import InputSpec, Precision
 
 BundlePath = Annotated[Path, typer.Argument(help="The model: a folder NAME.reid.", metavar="BUNDLE")]
 DataRoot = Annotated[
@@ -27,6 +27,13 @@ DataVariant = Annotated[
 Runtime = Annotated[RuntimeName, typer.Option("--runtime", help="Engine to run on.")]
 Device = Annotated[
     str | None, typer.Option("--device", help="Where to run, in the engine's own words: cpu, cuda, gpu.")
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="Of the engine's arithmetic: fp32, tf32, fp16, bf16 or int8.")
+]
+PrecisionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="fp32, tf32, fp16, bf16 or int8; may be repeated (default: what there is)."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Crops a call of the engine.")]
@@ -79,6 +86,37 @@ def each_of(known: Iterable[T], values: Sequence[str], *, what: str) -> list[T]:
         if value not in by_name:
             raise unknown_name(what, value, by_name)
     return [by_name[value] for value in values]
+
+
+_PRECISIONS: dict[str, Precision] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    **{name: name for name in get_args(Precision)},
+}
+
+
+@overload
+def parse_precision(text: str) -> Precision: ...
+@overload
+def parse_precision(text: None) -> None: ...
+def parse_precision(text: str | None) -> Precision | None:
+    """The precision of a `--precision`, by its short or its long name; None stays None.
+
+    Raises:
+        ConfigError: neither; suggests the nearest.
+    """
+    if text is None:
+        return None
+    if text.lower() not in _PRECISIONS:
+        raise unknown_name("precision", text, _PRECISIONS)
+    return _PRECISIONS[text.lower()]
+
+
+def parse_precisions(texts: Iterable[str] | None) -> list[Precision | None]:
+    """Those of a `--precision` that may be repeated, each once; none given is None alone: what there is."""
+    found: dict[Precision | None, None] = {parse_precision(text): None for text in texts or ()}
+    return list(found) or [None]
 
 
 def parse_size(text: str) -> tuple[int, int]:

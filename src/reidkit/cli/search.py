@@ -33,6 +33,7 @@ def search(
     max_queries: Annotated[int, typer.Option("--max-queries", min=1, help="Queries to show on the page.")] = 60,
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = None,
+    precision: options.PrecisionOption = None,
     metric: options.MetricName = "cosine",
     rerank: options.Rerank = False,
     k1: options.K1 = None,
@@ -54,6 +55,7 @@ def search(
         raise ConfigError("Cannot write the page", got=out.name, expected="a name that ends in .html")
     settings = Settings(
         device=device,
+        precision=options.parse_precision(precision),
         batch=batch,
         threads=threads,
         skip_unreadable=True,

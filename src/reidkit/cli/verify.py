@@ -1,16 +1,24 @@
 """`reid verify`: does every engine give what the source framework gave?"""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
-from reidkit.deploy.verify import Parity, Refusal
+from reidkit.cli.measuring import Settings, check_engines, check_ranking
+from reidkit.data import load_split
+from reidkit.deploy.verify import MAX_MAP_DROP, Agreement, Measured, Parity, Refusal, check_accuracy, measure_on
 from reidkit.deploy.verify import verify as hold
+from reidkit.deploy.ways import Way
 from reidkit.errors import RuntimeMissing
-from reidkit.runtime import ENGINES, installed
+from reidkit.evaluate.embedding_cache import default_folder, open_cache
+from reidkit.runtime import ENGINES, RuntimeName, installed
+from reidkit.types import Precision, Split
+
+_REFERENCE = Way("onnxruntime", "float32")
 
 
 def verify(
@@ -19,16 +27,51 @@ def verify(
         list[str] | None, typer.Option("--runtime", help="Engines to check (default: all installed).")
     ] = None,
     device: options.Device = None,
+    precision: options.PrecisionsOption = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A data set, to compare what is found in it, too.")
+    ] = None,
+    max_map_drop: Annotated[
+        float, typer.Option("--max-map-drop", min=0, help="Points of mAP (percent) that an engine may lose.")
+    ] = 100 * MAX_MAP_DROP,
+    batch: options.BatchSize = 32,
+    threads: options.Threads = None,
+    cached: options.Cached = True,
+    data_format: options.DataFormat = None,
+    variant: options.DataVariant = None,
 ) -> list[Parity]:
-    """Hold engines to the golden embeddings; exit with 1 where one is beyond its tolerance."""
-    rows, passed = hold_engines(open_bundle(bundle), runtime or (), device=device)
+    """Hold engines to the golden embeddings; exit with 1 where one is beyond its tolerance.
+
+    With --data, each engine that passes also embeds and ranks a data set, beside ONNX Runtime in float32 on the
+    processor, which runs the bundle's graph as it is.
+    """
+    precisions = options.parse_precisions(precision)
+    opened = open_bundle(bundle)
+    if data is None:
+        options.refuse_idle({"--format": data_format, "--variant": variant}, "without --data")
+        split = None
+    else:
+        split = load_split(data, data_format, variant=variant)
+        check_ranking(split, Settings())
+        check_engines([(opened, _REFERENCE.runtime)])
+    rows, passed = hold_engines(opened, runtime or (), device=device, precisions=precisions)
+    if split is not None:
+        settings = Settings(device=device, batch=batch, threads=threads, cached=cached)
+        good = [row for row in rows if row.passed]
+        agreements = _compare(opened, split, good, settings, max_map_drop / 100)
+        _print_agreements(agreements, split)
+        passed = passed and all(agreement.passed for _, agreement in agreements)
     if not passed:
         raise typer.Exit(1)
     return rows
 
 
 def hold_engines(
-    bundle: Bundle, runtime: Sequence[str] = (), *, device: str | None = None
+    bundle: Bundle,
+    runtime: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    precisions: Sequence[Precision | None] = (None,),
 ) -> tuple[list[Parity], bool]:
     """Checks engines and prints how near each comes.
 
@@ -36,14 +79,16 @@ def hold_engines(
         bundle: the model.
         runtime: engines to check; none named takes all that are installed.
         device: of the engines.
+        precisions: of their arithmetic; None is what there is.
 
     Returns:
         The engines that could be compared, and whether all that were to be checked passed, one at least.
     """
     names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(bundle)
     with console.spinner("verifying"):
-        rows = hold(bundle, names, device=device)
-    # An engine that nobody named and that has no such device is no failure; it is said that it was not checked.
+        rows = hold(bundle, names, device=device, precisions=precisions)
+    # An engine that nobody named and that has no such device or precision is no failure; it is said that it was not
+    # checked.
     skipped = [
         row for row in rows if not runtime and isinstance(row, Refusal) and isinstance(row.error, RuntimeMissing)
     ]
@@ -53,8 +98,69 @@ def hold_engines(
         absent = [name for name in ENGINES if name not in [row.runtime for row in rows]]
         if absent:
             console.say(f"not checked, because not here or not able to open this bundle: {', '.join(absent)}")
+        for row in skipped:
+            if row.precision is not None and row.runtime not in absent:
+                console.say(f"not checked: {row.runtime} in {row.precision}, which it does not run")
     passed = bool(rows) and all(row.passed for row in rows)
     return [row for row in rows if isinstance(row, Parity)], passed
+
+
+def _compare(
+    bundle: Bundle, split: Split, rows: Sequence[Parity], settings: Settings, max_drop: float
+) -> list[tuple[Way, Agreement]]:
+    """What each engine makes of a data set, beside the reference; its embeddings are forgotten before the next."""
+
+    def measured(way: Way, device: str | None) -> Measured:
+        embedder = way.open(bundle, device=device)
+        cache = open_cache(default_folder(), bundle, embedder.spec, "none") if settings.cached else None
+        with console.progress_bar(f"embedding with {way.in_words()}") as progress:
+            return measure_on(
+                embedder,
+                split,
+                model=bundle.manifest.name,
+                batch_size=settings.batch,
+                threads=settings.threads,
+                cache=cache,
+                progress=progress,
+            )
+
+    reference = measured(_REFERENCE, "cpu")
+    found: list[tuple[Way, Agreement]] = []
+    for row in rows:
+        way = Way(_runtime_of(row), row.precision, row.via)
+        found.append((way, check_accuracy(reference, measured(way, row.device), max_drop=max_drop)))
+    return found
+
+
+def _runtime_of(row: Parity) -> RuntimeName:
+    return options.each_of(ENGINES, [row.runtime], what="runtime")[0]
+
+
+def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split) -> None:
+    columns = ("engine", "max abs", "max rel", "min cosine", "mAP", "change", "95 %", "rank-1", "top 10", "")
+    table = console.table(f"{split.name}, beside {_REFERENCE.in_words()}", *columns, numbers=9)
+    for way, agreement in agreements:
+        low, high = agreement.change.interval
+        table.add_row(
+            way.in_words(),
+            f"{agreement.max_abs:.1e}",
+            f"{agreement.max_rel:.1e}",
+            f"{agreement.min_cosine:.6f}",
+            f"{100 * agreement.mean_ap[1]:.2f}",
+            f"{100 * agreement.change.difference:+.3f}",
+            f"{100 * low:+.3f} to {100 * high:+.3f}",
+            f"{100 * agreement.rank1:+.2f}",
+            f"{100 * agreement.top:.2f}",
+            "[green]passed[/]" if agreement.passed else "[bold red]FAILED[/]",
+        )
+    console.out.print(table)
+    if agreements:
+        agreement = agreements[0][1]
+        console.say(
+            f"Embeddings of {agreement.crops:,} crops, of length 1; max rel is beyond 1e-5. mAP of the reference: "
+            f"{100 * agreement.mean_ap[0]:.2f}; at most {100 * agreement.max_drop:g} points may be lost. Top 10: "
+            "the same crops found, in percent."
+        )
 
 
 def _print(rows: list[Parity | Refusal]) -> None:
@@ -62,7 +168,7 @@ def _print(rows: list[Parity | Refusal]) -> None:
     table = console.table(None, *columns, numbers=6)
     for row in rows:
         if isinstance(row, Refusal):
-            table.add_row(row.runtime, row.device, *[""] * 6, "[bold red]FAILED[/]")
+            table.add_row(_name(row), row.device, row.precision or "", *[""] * 5, "[bold red]FAILED[/]")
             continue
         numbers = (
             f"{row.max_abs:.1e}",
@@ -72,8 +178,12 @@ def _print(rows: list[Parity | Refusal]) -> None:
             f"{row.tolerance.cosine:g}",
         )
         verdict = "[green]passed[/]" if row.passed else "[bold red]FAILED[/]"
-        table.add_row(row.runtime, row.device, row.precision, *numbers, verdict)
+        table.add_row(_name(row), row.device, row.precision, *numbers, verdict)
     console.out.print(table)
     for row in rows:
         if isinstance(row, Refusal):
             console.show_error(row.error)
+
+
+def _name(row: Parity | Refusal) -> str:
+    return row.runtime if row.via is None else f"{row.runtime} by {row.via}"

@@ -1,4 +1,4 @@
-"""Latency of a bundle on an engine, with and without decoding and resizing."""
+"""Latency of a bundle on an engine: in wall time, with and without decoding and resizing; and by the device's clock."""
 
 import itertools
 import os
@@ -9,20 +9,33 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from reidkit.errors import ConfigError
+from reidkit.errors import ConfigError, InputError
 from reidkit.golden import golden_crops
 from reidkit.imaging import available_cores, load_crop
 from reidkit.manifest import Latency
-from reidkit.types import Embedder, Progress, no_progress
+from reidkit.runtime.engine_facts import EngineFacts
+from reidkit.types import Embedder, Progress, Timed, no_progress
 
 BATCHES = (1, 4, 16, 64)
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+_MOST_RUNS = 1000  # that a device times at once: each takes an event
+
+
+@runtime_checkable
+class Built(Protocol):
+    """An embedder whose engine lies in a store."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Of the engine."""
+        ...
 
 
 def bench(
@@ -34,6 +47,9 @@ def bench(
     progress: Progress = no_progress,
 ) -> list[Latency]:
     """Times an open engine at each batch size: first on ready crops, then from JPEG to embedding.
+
+    Where the engine keeps time of its own (`reidkit.types.Timed`), the row of the ready crops has that, too: as many
+    runs as were timed by the wall, with crops and embeddings staying on the device.
 
     Args:
         embedder: an open model.
@@ -95,8 +111,9 @@ def _field(file: Path, name: str) -> str:
 
 
 def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> Latency:
-    spec = embedder.spec
+    spec, facts = embedder.spec, embedder.facts if isinstance(embedder, Built) else None
     median = float(np.median(times))
+    gpu_ms = None if decode else _device_ms(embedder, batch, len(times))
     return Latency(
         runtime=spec.runtime,
         precision=spec.precision,
@@ -108,7 +125,22 @@ def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> La
         p90_ms=float(np.percentile(times, 90)) * 1e3,
         images_per_second=batch / median,
         runs=len(times),
+        via=None if facts is None else facts.via,
+        gpu_ms=gpu_ms,
+        device_memory=embedder.device_memory if isinstance(embedder, Timed) else None,
+        engine_bytes=None if facts is None else facts.size,
+        build_seconds=None if facts is None else facts.build_seconds,
     )
+
+
+def _device_ms(embedder: Embedder, batch: int, runs: int) -> float | None:
+    """Median by the device's clock; None where there is none, or the batch is more than the engine takes at once."""
+    if not isinstance(embedder, Timed):
+        return None
+    try:
+        return float(np.median(embedder.device_seconds(batch, min(runs, _MOST_RUNS)))) * 1e3
+    except InputError:
+        return None
 
 
 def _time(work: Callable[[], object], seconds: float) -> list[float]:

@@ -21,7 +21,6 @@ from reidkit.runtime.engine_store import (
     EngineFacts,
     Machine,
     Profile,
-    Via,
     engine_lock,
     graph_digest,
     misfits,
@@ -29,7 +28,7 @@ from reidkit.runtime.engine_store import (
     write_engine,
 )
 from reidkit.runtime.flavour import LIBRARIES, Flavour, open_flavour
-from reidkit.types import Precision
+from reidkit.types import Precision, Via
 
 BATCHES = (1, 8, 64)
 OPTIONS = ("version-compatible", "hardware-compatible", "refit", "weight-stripped")

@@ -1,15 +1,33 @@
-"""Parity as a gate: an engine must give what the source framework gave, to within the tolerance of its precision."""
+"""Parity as a gate: an engine must give what the source framework gave, to within the tolerance of its precision.
+
+On a data set it must find the same people, too: `measure_on` embeds and ranks, `check_accuracy` holds one against the
+other.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
 
 from reidkit.bundle import Bundle, Golden
+from reidkit.deploy.ways import Way, ways_of
 from reidkit.errors import InputError, ReidkitError
-from reidkit.runtime import ENGINES, RuntimeName, load
-from reidkit.types import Embedder, Precision
+from reidkit.evaluate import EmbeddedBy, EmbeddedCrops, Report, compare_reports, embed_split, rank_embedded
+from reidkit.evaluate.embedding_cache import EmbeddingCache
+from reidkit.index import NO_NEIGHBOR, NearestScorer, Neighbors
+from reidkit.metrics.bootstrap import PairedDifference
+from reidkit.metrics.protocol import named_protocol
+from reidkit.runtime import ENGINES, RuntimeName
+from reidkit.types import Embedder, EmbedderSpec, Precision, Progress, Split, Via, no_progress
+
+MAX_MAP_DROP = 0.005
+"""What an engine may lose of the reference's mAP, where nobody says; a fraction of 1."""
+
+TOP = 10
+"""Nearest crops of which the same have to be found."""
+
+_ABSOLUTE = 1e-5  # of a value of an embedding of length 1: so much of a difference counts as none
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class Parity:
     max_rel: float
     min_cosine: float
     tolerance: Tolerance
+    via: Via | None = None
 
     @property
     def passed(self) -> bool:
@@ -60,11 +79,13 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An engine that could not open the bundle, or not on that device."""
+    """An engine that could not open the bundle, or not on that device, or not in that precision."""
 
     runtime: str
     device: str
     error: ReidkitError
+    precision: Precision | None = None
+    via: Via | None = None
 
     @property
     def passed(self) -> bool:
@@ -72,25 +93,88 @@ class Refusal:
         return False
 
 
-def verify(bundle: Bundle, runtimes: Sequence[RuntimeName], *, device: str | None = None) -> list[Parity | Refusal]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A data set, embedded by one engine and ranked.
+
+    Attributes:
+        spec: of the engine.
+        query: embedded.
+        gallery: embedded.
+        report: on both.
+        nearest: of every query, the nearest crops that count.
+    """
+
+    spec: EmbedderSpec
+    query: EmbeddedCrops
+    gallery: EmbeddedCrops
+    report: Report
+    nearest: Neighbors
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What an engine makes of a data set, beside what the reference makes of it; fractions of 1.
+
+    Attributes:
+        reference: of the engine that is held to be right.
+        engine: of the one that is checked.
+        crops: that both embedded.
+        max_abs: largest difference of a value, between embeddings of length 1.
+        max_rel: the same as a share of the reference's value, beyond an absolute difference of 1e-5.
+        min_cosine: smallest cosine between both embeddings of a crop.
+        mean_ap: of the reference and of the engine.
+        change: of mAP, query by query: the engine's minus the reference's, with its 95 % interval.
+        rank1: change of rank-1.
+        top: mean share of the reference's ten nearest crops that are among the engine's ten.
+        max_drop: of mAP, that is allowed.
+    """
+
+    reference: EmbedderSpec
+    engine: EmbedderSpec
+    crops: int
+    max_abs: float
+    max_rel: float
+    min_cosine: float
+    mean_ap: tuple[float, float]
+    change: PairedDifference
+    rank1: float
+    top: float
+    max_drop: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no more mAP is lost than allowed."""
+        return self.change.difference >= -self.max_drop
+
+
+def verify(
+    bundle: Bundle,
+    runtimes: Sequence[RuntimeName],
+    *,
+    device: str | None = None,
+    precisions: Sequence[Precision | None] = (None,),
+) -> list[Parity | Refusal]:
     """Holds engines to a bundle's golden embeddings; one that cannot open it does not keep the others from it.
 
     Args:
         bundle: an open bundle.
         runtimes: to check; `reidkit.runtime.installed(bundle)` are those that are here and can open it.
         device: of the engines.
+        precisions: of their arithmetic; None is what there is.
 
     Raises:
         BundleError: the golden file does not fit the manifest.
     """
     golden = bundle.golden()
-    rows: list[Parity | Refusal] = []
-    for name in runtimes:
-        try:
-            rows.append(check_parity(load(bundle, name, device=device), golden))
-        except ReidkitError as error:
-            rows.append(Refusal(name, device or ENGINES[name].device, error))
-    return rows
+    return [_held(bundle, way, golden, device) for way in ways_of(bundle, runtimes, precisions)]
+
+
+def _held(bundle: Bundle, way: Way, golden: Golden, device: str | None) -> Parity | Refusal:
+    try:
+        return replace(check_parity(way.open(bundle, device=device), golden), via=way.via)
+    except ReidkitError as error:
+        return Refusal(way.runtime, device or ENGINES[way.runtime].device, error, way.precision, way.via)
 
 
 def check_parity(embedder: Embedder, golden: Golden) -> Parity:
@@ -119,6 +203,103 @@ def check_parity(embedder: Embedder, golden: Golden) -> Parity:
         min_cosine=float(np.min([w[2] for w in worst])),
         tolerance=TOLERANCES[embedder.spec.precision],
     )
+
+
+def measure_on(
+    embedder: Embedder,
+    split: Split,
+    *,
+    model: str = "",
+    batch_size: int = 32,
+    threads: int | None = None,
+    cache: EmbeddingCache | None = None,
+    progress: Progress = no_progress,
+) -> Measured:
+    """Embeds a data set and ranks it by cosine, under the protocol of its layout.
+
+    Args:
+        embedder: an open model.
+        split: with query and gallery.
+        model: what to call the model.
+        batch_size: crops a call of the engine.
+        threads: that decode.
+        cache: opened for this embedder.
+        progress: over the crops.
+
+    Raises:
+        DataError: the split has no query or no gallery.
+        ImageError: a picture cannot be decoded.
+        InputError: no query has a match, or an embedding is not finite.
+    """
+    query, gallery = embed_split(
+        embedder, split, batch_size=batch_size, threads=threads, cache=cache, progress=progress
+    )
+    spec = embedder.spec
+    nearest = NearestScorer((len(query.crops), len(gallery.crops)), TOP)
+    report = rank_embedded(
+        query,
+        gallery,
+        split=split,
+        embedded=EmbeddedBy(model, spec.runtime, spec.precision, spec.device),
+        protocol=named_protocol(None, data_format=split.format),
+        scorers=[nearest],
+    )
+    return Measured(spec, query, gallery, report, nearest.neighbors())
+
+
+def check_accuracy(reference: Measured, engine: Measured, *, max_drop: float = MAX_MAP_DROP) -> Agreement:
+    """Compares what two engines make of one data set.
+
+    Args:
+        reference: that is held to be right.
+        engine: to check.
+        max_drop: of mAP, that is allowed; a fraction of 1.
+
+    Raises:
+        InputError: they were measured on different data, or give embeddings of different widths.
+    """
+    comparison = compare_reports(reference.report, engine.report)
+    mean_ap, rank1 = comparison.measures[:2]
+    truth, got = (np.concatenate([m.query.embeddings, m.gallery.embeddings]) for m in (reference, engine))
+    if truth.shape != got.shape:
+        raise InputError(
+            f"{engine.spec.runtime} gives embeddings of another width than the reference",
+            got=got.shape[1],
+            expected=truth.shape[1],
+        )
+    max_abs, max_rel, min_cosine = _unit_differences(got, truth)
+    return Agreement(
+        reference=reference.spec,
+        engine=engine.spec,
+        crops=len(truth),
+        max_abs=max_abs,
+        max_rel=max_rel,
+        min_cosine=min_cosine,
+        mean_ap=(mean_ap.a, mean_ap.b),
+        change=mean_ap.paired,
+        rank1=rank1.paired.difference,
+        top=_shared(reference.nearest, engine.nearest),
+        max_drop=max_drop,
+    )
+
+
+def _shared(reference: Neighbors, engine: Neighbors) -> float:
+    """Mean share of the reference's nearest crops that the engine has among its nearest."""
+    truth, got = reference.indices, engine.indices
+    real = truth != NO_NEIGHBOR
+    found = (truth[:, :, None] == got[:, None, :]).any(axis=2) & real
+    asked = real.any(axis=1)
+    return float((found.sum(axis=1)[asked] / real.sum(axis=1)[asked]).mean())
+
+
+def _unit_differences(
+    got: Float32[np.ndarray, "n dim"], truth: Float32[np.ndarray, "n dim"]
+) -> tuple[float, float, float]:
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (got.astype(np.float64), truth.astype(np.float64)))
+    apart = np.abs(a - b)
+    beyond = np.maximum(apart - _ABSOLUTE, 0)
+    relative = np.divide(beyond, np.abs(b), out=np.where(beyond > 0, np.inf, 0.0), where=b != 0)
+    return float(apart.max()), float(relative.max()), float((a * b).sum(axis=1).min())
 
 
 def _differences(got: Float32[np.ndarray, "n dim"], golden: Float32[np.ndarray, "n dim"]) -> tuple[float, float, float]:

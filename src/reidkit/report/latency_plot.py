@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +28,11 @@ class LatencyRow(Protocol):
     @property
     def precision(self) -> str:
         """Of the arithmetic inside."""
+        ...
+
+    @property
+    def via(self) -> str | None:
+        """How the network came to an engine's builder; None where nothing was built."""
         ...
 
     @property
@@ -56,15 +61,19 @@ class LatencyRow(Protocol):
         ...
 
 
-_MARKERS = {"float32": "o", "float16": "s", "bfloat16": "^", "int8": "D"}
+_Series: TypeAlias = tuple[str, str, str | None, bool]
+"""Runtime, precision, how the engine was built, and whether decoding is included."""
+
+_MARKERS = {"float32": "o", "tf32": "P", "float16": "s", "bfloat16": "^", "int8": "D"}
 _WIDE_RANGE = 30.0  # above this ratio of largest to smallest, a linear axis would flatten the small ones
 
 
 def write_latency_plot(out: Path | str, rows: Sequence[LatencyRow], *, title: str = "") -> None:
     """Draws a benchmark as a PNG: a panel of latency and a panel of throughput, both against the batch size.
 
-    One colour is one runtime, one marker one precision; solid lines are the network alone, dashed ones include decoding
-    and resizing. The band reaches from the median latency to the 90th percentile.
+    One colour is one runtime, one marker one precision, half filled where an engine was built through the parser; solid
+    lines are the network alone, dashed ones include decoding and resizing. The band reaches from the median latency to
+    the 90th percentile.
 
     Args:
         out: the PNG file.
@@ -80,19 +89,20 @@ def write_latency_plot(out: Path | str, rows: Sequence[LatencyRow], *, title: st
     figure = Figure(figsize=(11, 5.2), dpi=144, layout=layout, facecolor="white")
     latency, throughput = figure.subplots(1, 2)
     runtimes = list(dict.fromkeys(row.runtime for row in rows))
-    handles: dict[tuple[str, str, bool], Line2D] = {}
-    for (runtime, precision, decode), series in _series(rows).items():
+    handles: dict[_Series, Line2D] = {}
+    for (runtime, precision, via, decode), series in _series(rows).items():
         style = {
             "color": COLORS[runtimes.index(runtime) % len(COLORS)],
             "marker": _MARKERS.get(precision, "v"),
             "linestyle": "--" if decode else "-",
             "markerfacecolor": "white" if decode else None,
+            "fillstyle": "bottom" if via == "parser" and not decode else "full",
         }
         batches = [row.batch for row in series]
         medians, tails = [row.median_ms for row in series], [row.p90_ms for row in series]
         latency.fill_between(batches, medians, tails, color=style["color"], alpha=0.13, linewidth=0)
         latency.vlines(batches, medians, tails, color=style["color"], alpha=0.35, linewidth=1.2)
-        (handles[runtime, precision, decode],) = latency.plot(batches, medians, linewidth=2, markersize=6, **style)
+        (handles[runtime, precision, via, decode],) = latency.plot(batches, medians, linewidth=2, markersize=6, **style)
         throughput.plot(batches, [row.images_per_second for row in series], linewidth=2, markersize=6, **style)
     batches = sorted({row.batch for row in rows})
     _dress(latency, "Latency of a call, median to 90th percentile", "milliseconds", batches)
@@ -120,16 +130,19 @@ def _check(rows: Sequence[LatencyRow]) -> None:
             )
 
 
-def _series(rows: Sequence[LatencyRow]) -> dict[tuple[str, str, bool], list[LatencyRow]]:
-    found: dict[tuple[str, str, bool], list[LatencyRow]] = {}
+def _series(rows: Sequence[LatencyRow]) -> dict[_Series, list[LatencyRow]]:
+    found: dict[_Series, list[LatencyRow]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
-        found.setdefault((row.runtime, row.precision, row.decode), []).append(row)
-    order = list(dict.fromkeys((row.runtime, row.precision) for row in rows))
-    return {key: found[key] for key in sorted(found, key=lambda key: (order.index(key[:2]), key[2]))}
+        found.setdefault((row.runtime, row.precision, row.via, row.decode), []).append(row)
+    order = list(dict.fromkeys((row.runtime, row.precision, row.via) for row in rows))
+    return {key: found[key] for key in sorted(found, key=lambda key: (order.index(key[:3]), key[3]))}
 
 
-def _add_legend(figure: Figure, handles: Mapping[tuple[str, str, bool], Line2D]) -> None:
-    names = [f"{runtime} {precision}{', with decoding' * decode}" for runtime, precision, decode in handles]
+def _add_legend(figure: Figure, handles: Mapping[_Series, Line2D]) -> None:
+    names = [
+        f"{runtime} {precision}{f' by {via}' if via else ''}{', with decoding' * decode}"
+        for runtime, precision, via, decode in handles
+    ]
     figure.legend(
         handles.values(),
         names,

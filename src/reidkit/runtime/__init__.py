@@ -10,7 +10,7 @@ from reidkit.bundle import Bundle, open_bundle
 from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, unknown_name
 from reidkit.runtime.contract import Opening
 from reidkit.runtime.engine_store import read_store
-from reidkit.types import Embedder, Precision
+from reidkit.types import Embedder, Precision, Via
 
 RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "inductor", "tensorrt", "tensorrt-rtx"]
 
@@ -73,6 +73,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     precision: Precision | None = None,
+    via: Via | None = None,
 ) -> Embedder:
     """Opens a bundle on an engine.
 
@@ -83,6 +84,7 @@ def load(
             openvino. None takes the processor, or the first card for engines that run on nothing else.
         threads: that one call may use on the processor; None leaves it to the engine.
         precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built.
+        via: "network" or "parser", for engines that were built both ways; None takes the first.
 
     Raises:
         BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
@@ -114,7 +116,7 @@ def load(
             f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
         ) from error
     try:
-        return module.open_embedder(opened, Opening(runtime, device or engine.device, threads, precision))
+        return module.open_embedder(opened, Opening(runtime, device or engine.device, threads, precision, via))
     except ReidkitError:
         raise
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run

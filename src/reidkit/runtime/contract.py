@@ -8,7 +8,7 @@ from jaxtyping import Float32, UInt8
 
 from reidkit.errors import InputError, RuntimeMissing
 from reidkit.manifest import Manifest
-from reidkit.types import EmbedderSpec, Precision
+from reidkit.types import EmbedderSpec, Precision, Via
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,14 @@ class Opening:
         device: in its own words.
         threads: that one call may use on the processor; None leaves it to the engine.
         precision: of the arithmetic; None takes what there is: the graph's own, or that of the engine that was built.
+        via: how the network came to the builder of an engine: "network" or "parser"; None takes what there is.
     """
 
     runtime: str
     device: str
     threads: int | None = None
     precision: Precision | None = None
+    via: Via | None = None
 
 
 def require_precision(opening: Opening, *known: Precision) -> Precision:

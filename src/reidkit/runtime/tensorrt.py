@@ -18,9 +18,9 @@ from jaxtyping import Float32, UInt8
 from reidkit.bundle import Bundle
 from reidkit.errors import BundleError, EngineError, InputError
 from reidkit.runtime import cuda
-from reidkit.runtime.contract import Opening, check_crops, spec_of
+from reidkit.runtime.contract import Opening, run_in_batches, spec_of
 from reidkit.runtime.device_arrays import DeviceArray, read_device_array
-from reidkit.runtime.engine_store import EngineFacts, Machine, Profile, choose_engine, read_engine
+from reidkit.runtime.engine_store import EngineFacts, Machine, Profile, open_engine
 from reidkit.runtime.flavour import Flavour, open_flavour
 from reidkit.types import EmbedderSpec
 
@@ -63,11 +63,12 @@ class TensorRtEmbedder:
         Raises:
             EngineError: the card has no memory left for another thread, or failed.
         """
-        check_crops(crops, self.spec)
+        return run_in_batches(crops, self.spec, self._run)
+
+    def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
         result = np.empty((len(crops), self.spec.dim), np.float32)
-        if len(crops):
-            with self._lane() as lane:
-                lane.run(crops, result)
+        with self._lane() as lane:
+            lane.run(crops, result)
         return result
 
     def embed_device(self, crops: Any, *, out: Any = None, stream: int | None = None) -> Any:
@@ -323,19 +324,13 @@ def open_embedder(bundle: Bundle, opening: Opening) -> TensorRtEmbedder:
         EngineError: the card has no memory left.
     """
     flavour = open_flavour(opening.runtime)
-    facts = choose_engine(bundle, opening.runtime, opening.precision, None, machine_of(flavour, opening.device))
-    return open_built(bundle, facts, flavour, opening.device)
+    machine = machine_of(flavour, opening.device)
+    facts, data = open_engine(bundle, opening.runtime, opening.precision, opening.via, machine)
+    return _deserialized(bundle, facts, data, flavour, opening.device)
 
 
-def open_built(bundle: Bundle, facts: EngineFacts, flavour: Flavour, device: str = "cuda") -> TensorRtEmbedder:
-    """Opens one engine of a bundle's store; whether it fits here was found out before.
-
-    Raises:
-        BundleError: its file is missing, truncated or changed, or TensorRT cannot read it.
-        EngineError: the card has no memory left.
-    """
+def _deserialized(bundle: Bundle, facts: EngineFacts, data: bytes, flavour: Flavour, device: str) -> TensorRtEmbedder:
     cuda.use(cuda.device_index(device))
-    data = read_engine(bundle, facts)
     log = flavour.log()
     runtime = flavour.trt.Runtime(log)
     if "version-compatible" in facts.options:

@@ -12,6 +12,7 @@ from reidkit.deploy.network.resnet import block, resnet, stem
 from reidkit.deploy.network.shapes import ShapeLayers
 from reidkit.deploy.network.weights import Weights
 from reidkit.errors import InputError, ModelError
+from reidkit.manifest import Cost
 from reidkit.types import InputSpec
 
 
@@ -40,16 +41,29 @@ def write_network(
         ModelError: a network that has no description here; or lists weights that are missing, unexpected or misshaped.
         InputError: crops too small for the network.
     """
+    weights = fit_weights(spec, input_, tensors, source=source)[0]
+    _describe(layers, weights, spec, input_, kind)
+
+
+def fit_weights(
+    spec: ModelSpec, input_: InputSpec, tensors: Mapping[str, np.ndarray], *, source: str = "the file"
+) -> tuple[Weights, Cost]:
+    """The weights of a known network, all accounted for, and what it costs; nothing is written.
+
+    Raises:
+        ModelError, InputError: as `write_network`.
+    """
     if not describable(spec):
         raise ModelError(
             f"There is no description of {in_words(spec)}",
             expected="a ResNet, MGN or OSNet",
             fix="build it from its ONNX graph: --via parser",
         )
-    weights = Weights(tensors, source=source)
-    _describe(ShapeLayers(), weights, spec, input_, kind)
-    weights.check()
-    _describe(layers, weights, spec, input_, kind)
+    weights, shapes = Weights(tensors, source=source), ShapeLayers()
+    with np.errstate(all="ignore"):  # of weights that may hold anything, until they are checked
+        _describe(shapes, weights, spec, input_, "float32")
+        weights.check()
+    return weights, Cost(weights.parameters, shapes.multiply_adds)
 
 
 def describable(spec: ModelSpec | None) -> bool:
@@ -82,7 +96,7 @@ def _head(layers: Layers[Value], weights: Weights, x: Value, spec: HeadSpec, nam
         case "average+max":
             x = layers.add(layers.mean(x), layers.maximum(x))
         case "gem":
-            p = float(weights.take(f"{name}.pool_layer.p", 1)[0]) if spec.gem_learned else spec.gem_p
+            p = weights.exponent(f"{name}.pool_layer.p") if spec.gem_learned else spec.gem_p
             x = layers.gem(x, p)
     number = 0
     if spec.embedding_dim:

@@ -14,7 +14,14 @@ Shape: TypeAlias = tuple[int, int, int]
 
 
 class ShapeLayers:
-    """`Layers` over shapes."""
+    """`Layers` over shapes.
+
+    Attributes:
+        multiply_adds: of the convolutions and matrix products so far, for one crop, each counted once.
+    """
+
+    def __init__(self) -> None:
+        self.multiply_adds = 0
 
     def crops(self, spec: InputSpec) -> Shape:
         """See `Layers`; so is all that follows."""
@@ -41,6 +48,7 @@ class ShapeLayers:
         """The size that the kernel leaves."""
         kernel = weight.shape[2]
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x[1:])
+        self.multiply_adds += weight.size * height * width
         return _not_empty((len(weight), height, width))
 
     def scale(self, x: Shape, factor: np.ndarray, offset: np.ndarray) -> Shape:
@@ -90,6 +98,8 @@ class ShapeLayers:
 
     def attend(self, g: Shape, theta: Shape, phi: Shape) -> Shape:
         """The shape of each."""
+        inner, height, width = g
+        self.multiply_adds += 2 * inner * inner * height * width
         return g
 
     def rows(self, x: Shape, start: int, stop: int) -> Shape:

@@ -1,0 +1,53 @@
+"""The ways in which a bundle can be run here: engine, precision and, of engines that were built, how."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reidkit.bundle import Bundle
+from reidkit.runtime import ENGINES, RuntimeName, load
+from reidkit.runtime.engine_store import read_store
+from reidkit.types import Embedder, Precision, Via
+
+
+class Way(NamedTuple):
+    """An engine, its precision and how its network came to the builder; None takes what there is."""
+
+    runtime: RuntimeName
+    precision: Precision | None = None
+    via: Via | None = None
+
+    def open(self, bundle: Bundle, *, device: str | None = None) -> Embedder:
+        """Opens a bundle in this way.
+
+        Raises:
+            BundleError, RuntimeMissing, ModelError, EngineError: as `reidkit.load`.
+        """
+        return load(bundle, self.runtime, device=device, precision=self.precision, via=self.via)
+
+    def in_words(self) -> str:
+        """Such as "tensorrt float16 by parser"."""
+        by = None if self.via is None else f"by {self.via}"
+        return " ".join(word for word in (self.runtime, self.precision, by) if word is not None)
+
+
+def ways_of(
+    bundle: Bundle, runtimes: Sequence[RuntimeName], precisions: Sequence[Precision | None] = (None,)
+) -> list[Way]:
+    """Every engine in every precision; of engines that are built first, each that was built for the bundle.
+
+    Args:
+        bundle: that is to be run.
+        runtimes: engines.
+        precisions: None is what there is: the graph's own, or all that were built.
+    """
+    store = read_store(bundle) if any(ENGINES[name].built for name in runtimes) else []
+    ways: list[Way] = []
+    for runtime in runtimes:
+        for precision in precisions:
+            built = [
+                Way(runtime, facts.precision, facts.via)
+                for facts in store
+                if facts.runtime == runtime and precision in (None, facts.precision)
+            ]
+            ways += built or [Way(runtime, precision)]  # which says what to build
+    return list(dict.fromkeys(ways))

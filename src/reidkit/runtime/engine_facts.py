@@ -1,0 +1,221 @@
+"""What is known of a built engine, and whether that fits a graph, a library and a card."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from reidkit.bundle import MODEL, WEIGHTS, Bundle
+from reidkit.config import to_dict
+from reidkit.errors import ConfigError, require_one_of
+from reidkit.types import Precision, Via
+
+RUNTIMES = ("tensorrt", "tensorrt-rtx")
+NO_CARD = "there is no NVIDIA card here"
+"""The reason for which no engine runs on a machine, though TensorRT-RTX may build one there."""
+
+OPTIONS = ("version-compatible", "hardware-compatible", "refit", "weight-stripped")
+
+# From NVIDIA's support matrix: across major versions, no other pair runs a version-compatible engine.
+_MAJORS_APART = {(8, 10), (10, 11)}
+_FIRST_VERSION_COMPATIBLE = (8, 6)
+_FIRST_HARDWARE_COMPATIBLE = (8, 0)  # Ampere
+_FIRST_OF_RTX = (8, 0)  # where a builder was told no card
+_RTX_BEFORE_BLACKWELL = ((7, 5), (8, 0), (8, 6), (8, 9))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A library and the card that it would run an engine on.
+
+    Attributes:
+        runtime: "tensorrt" or "tensorrt-rtx".
+        version: of the library; None where it is not installed.
+        gpu: name of the card; None where there is none.
+        compute_capability: of the card, as "9.0"; None where it could not be asked.
+        driver: its version.
+    """
+
+    runtime: str
+    version: str | None
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A range of batch sizes that an engine has its own kernels for.
+
+    Attributes:
+        least: smallest batch.
+        best: batch that the kernels were chosen for.
+        most: largest batch.
+    """
+
+    least: int
+    best: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.best <= self.most:
+            raise ConfigError("A profile's batches are out of order", got=(self.least, self.best, self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is and where it runs.
+
+    Attributes:
+        runtime: "tensorrt" or "tensorrt-rtx".
+        version: of the library that built it.
+        precision: of the arithmetic.
+        via: how the network came to the builder.
+        graph: `graph_digest` of what it was built from.
+        profiles: in the order of their batches; no batch is in two.
+        sha256: of the engine; empty until it is written.
+        size: of the engine, bytes.
+        gpu: name of the card it was built on; None where it was built without one.
+        compute_capability: of that card, as "9.0", or the least that it was built for.
+        driver: version of the driver that it was built with, as "580.95"; None without a card.
+        options: "version-compatible", "hardware-compatible", "refit", "weight-stripped".
+        workspace: bytes that the builder's kernels might take; None for all there is.
+        build_seconds: that the builder took.
+        created: ISO 8601, UTC.
+        reidkit: version that built it.
+    """
+
+    runtime: str
+    version: str
+    precision: Precision
+    via: Via
+    graph: str
+    profiles: tuple[Profile, ...]
+    sha256: str = ""
+    size: int = 0
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    options: tuple[str, ...] = ()
+    workspace: int | None = None
+    build_seconds: float | None = None
+    created: str | None = None
+    reidkit: str | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("runtime", self.runtime, RUNTIMES)
+        for option in self.options:
+            require_one_of("option of an engine", option, OPTIONS)
+        for what, text, pattern in (
+            ("version", self.version, r"\d[\w.+]*"),
+            ("sha256", self.sha256, r"([0-9a-f]{64})?"),
+            ("compute capability", self.compute_capability or "0.0", r"\d{1,3}\.\d{1,3}"),
+        ):
+            if not re.fullmatch(pattern, text, re.ASCII):
+                raise ConfigError(f"The {what} of an engine cannot be this", got=repr(text[:80]))
+        pairs = zip(self.profiles, self.profiles[1:], strict=False)
+        if not self.profiles or any(one.most >= other.least for one, other in pairs):
+            raise ConfigError("The profiles of an engine are out of order", got=to_dict(self.profiles))
+        if self.size < 0 or not math.isfinite(self.build_seconds or 0):
+            raise ConfigError("An engine's numbers are out of range", got=(self.size, self.build_seconds))
+
+    @property
+    def name(self) -> str:
+        """Of its facts, without suffix: one engine of a kind stands in a store."""
+        card = self.gpu or f"cc{self.compute_capability or 'any'}"
+        return "-".join(map(slug, (self.runtime, self.version, card, self.precision, self.via)))
+
+    @property
+    def file(self) -> str:
+        """Name of the engine's file."""
+        return f"{self.name}-{self.sha256[:16]}.engine"
+
+
+def graph_digest(bundle: Bundle, via: Via) -> str:
+    """What an engine is built from, as a sha256: the ONNX graph; or weights, architecture and input."""
+    manifest = bundle.manifest
+    if via == "parser":
+        return manifest.files[MODEL]
+    described = {
+        "weights": manifest.files.get(WEIGHTS),
+        "architecture": to_dict(manifest.architecture),
+        "input": to_dict(manifest.input),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def misfits(facts: EngineFacts, bundle: Bundle, machine: Machine) -> tuple[str, ...]:
+    """Why an engine is not to run here, in words; nothing where it may.
+
+    An older driver than it was built with is no reason: the library knows what it needs, and says so.
+
+    Args:
+        facts: of the engine.
+        bundle: that it lies in.
+        machine: that it would run on.
+
+    Source:
+        NVIDIA's support matrices and pages on engine compatibility, of TensorRT 11.4 and TensorRT-RTX 1.5.
+    """
+    reasons = (
+        None if facts.runtime == machine.runtime else f"it is for {facts.runtime}, not for {machine.runtime}",
+        None
+        if facts.graph == graph_digest(bundle, facts.via)
+        else "it was built from another graph: the bundle was made again since",
+        _other_version(facts, machine),
+        _other_card(facts, machine),
+    )
+    return tuple(reason for reason in reasons if reason is not None)
+
+
+def runs_on(runtime: str, compute_capability: str) -> bool:
+    """Whether a flavour knows cards of a compute capability: TensorRT-RTX leaves out those of data centres."""
+    number = _numbers(compute_capability)
+    return runtime != "tensorrt-rtx" or number in _RTX_BEFORE_BLACKWELL or number >= (12, 0)
+
+
+def _other_version(facts: EngineFacts, machine: Machine) -> str | None:
+    if machine.version is None:
+        return f"{machine.runtime} is not installed here"
+    if facts.version == machine.version:
+        return None
+    reason = f"it was built by {facts.runtime} {facts.version}, and this is {machine.version}"
+    # TensorRT-RTX runs no engine of another release, whatever it was told.
+    if facts.runtime != "tensorrt" or "version-compatible" not in facts.options:
+        return reason
+    built, here = _numbers(facts.version), _numbers(machine.version)
+    majors = built[:1] + here[:1]
+    fits = (built[:1] == here[:1] or majors in _MAJORS_APART) and _FIRST_VERSION_COMPATIBLE <= built <= here
+    return None if fits else f"{reason}, which cannot run it although it is version-compatible"
+
+
+def _other_card(facts: EngineFacts, machine: Machine) -> str | None:
+    if machine.gpu is None:
+        return NO_CARD
+    here = machine.compute_capability or ""
+    if facts.runtime == "tensorrt-rtx":
+        least = _numbers(facts.compute_capability) if facts.compute_capability else _FIRST_OF_RTX
+        if not runs_on(facts.runtime, here):
+            return f"tensorrt-rtx does not run on {machine.gpu} (compute capability {here or 'unknown'})"
+        built_for = f"compute capability {'.'.join(map(str, least))} or newer"
+        return None if _numbers(here) >= least else f"it is for {built_for}, and {machine.gpu} has {here}"
+    if facts.gpu == machine.gpu and machine.compute_capability in (None, facts.compute_capability):
+        return None
+    reason = (
+        f"it was built on {facts.gpu} (compute capability {facts.compute_capability}), "
+        f"and this is {machine.gpu} ({here or 'unknown'})"
+    )
+    if "hardware-compatible" not in facts.options:
+        return reason
+    oldest = min(_numbers(facts.compute_capability or ""), _numbers(here))
+    return None if oldest >= _FIRST_HARDWARE_COMPATIBLE else f"{reason}; hardware-compatible reaches down to 8.0"
+
+
+def slug(word: str) -> str:
+    """A word as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -1,0 +1,70 @@
+"""`reid verify` in several precisions, and on a data set."""
+
+import numpy as np
+import pytest
+
+from reidkit.deploy import verify
+from reidkit.runtime.pytorch import PyTorchEmbedder
+
+
+@pytest.fixture(autouse=True)
+def _tolerant(monkeypatch):
+    """Instance normalisation over the two positions of the tiny model's maps makes rounding large."""
+    monkeypatch.setitem(verify.TOLERANCES, "float16", verify.Tolerance(0.1, 0.99))
+
+
+def test_every_precision_that_an_engine_has(run, tiny_bundle):
+    status, out, _ = run("verify", tiny_bundle, "--precision", "fp16", "--precision", "fp32")
+    assert status == 0
+    assert out.count("passed") == 4  # three engines in float32, PyTorch in float16
+    assert "not checked: onnxruntime in float16, which it does not run" in out
+    assert "not checked: openvino in float16, which it does not run" in out
+
+
+def test_a_precision_that_a_named_engine_does_not_run_is_a_failure(run, tiny_bundle):
+    status, out, err = run("verify", tiny_bundle, "--runtime", "openvino", "--precision", "bf16")
+    assert status == 1
+    assert "FAILED" in out
+    assert "openvino does not run this bundle in bfloat16 here" in err
+
+
+def test_on_a_data_set(run, tiny_bundle, market):
+    command = ("verify", tiny_bundle, "--runtime", "pytorch", "--precision", "fp32", "--precision", "fp16")
+    status, out, err = run(*command, "--data", market)
+    assert status == 0, err
+    assert "market1501 market, beside onnxruntime float32" in out
+    assert out.count("passed") == 4
+    assert "Embeddings of 14 crops, of length 1" in out
+    assert "at most 0.5 points may be lost" in out
+
+
+def test_an_engine_that_finds_others_fails(run, tiny_bundle, market, monkeypatch):
+    embed = PyTorchEmbedder.embed
+
+    def blurred(self, crops):
+        noise = np.random.default_rng(len(crops)).standard_normal((len(crops), 512))
+        return embed(self, crops) * 0 + noise.astype(np.float32)
+
+    monkeypatch.setattr(PyTorchEmbedder, "embed", blurred)
+    monkeypatch.setitem(verify.TOLERANCES, "float32", verify.Tolerance(np.inf, -1.0))
+    command = ("verify", tiny_bundle, "--runtime", "pytorch", "--data", market)
+    status, out, _ = run(*command)
+    assert status == 1
+    assert "FAILED" in out
+    status, out, _ = run(*command, "--max-map-drop", 100)
+    assert status == 0
+    assert "at most 100 points may be lost" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["--format", "folder"], "--format would change nothing without --data"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--precision", "fp8"], "Unknown precision 'fp8'"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, tiny_bundle, given, text):
+    status, _, err = run("verify", tiny_bundle, *given)
+    assert status == 2
+    assert text in err
