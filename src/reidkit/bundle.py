@@ -167,14 +167,14 @@ def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
 def record_latency(bundle: Bundle, rows: Sequence[Latency]) -> Bundle:
     """Adds timings to the manifest, each in place of an earlier one that was made in the same way.
 
-    The same way is the same runtime, precision, device, machine, batch and with or without decoding.
+    The same way is the same runtime, precision, way to the builder, device, machine, batch and with or without decoding.
 
     Raises:
         ConfigError, BundleError, OutputError: as `record_accuracy`.
     """
 
     def way(row: Latency) -> tuple[object, ...]:
-        return (row.runtime, row.precision, row.device, row.machine, row.batch, row.decode)
+        return (row.runtime, row.precision, row.via, row.device, row.machine, row.batch, row.decode)
 
     def add(current: Manifest) -> Manifest:
         new = {way(row) for row in rows}

@@ -76,7 +76,7 @@ class RuntimeMissing(ReidkitError):  # noqa: N818 (it names a state, like Module
 
 
 class EngineError(ReidkitError):
-    """An engine fails while it is built or while it runs: no memory left, no kernel that fits, a device that is lost."""
+    """An engine fails while it is built or while it runs: no memory left, no kernel that fits, a lost device."""
 
 
 class TrainingError(ReidkitError):

@@ -10,10 +10,12 @@ import typer
 import reidkit
 from reidkit.cli import (
     bench,
+    build,
     card,
     compare,
     data,
     demo,
+    doctor,
     embed,
     evaluate,
     export,
@@ -54,6 +56,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("import")(import_model.import_model)
 app.command("info")(info.info)
+app.command("build")(build.build)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
@@ -61,6 +64,7 @@ app.command("bench")(bench.bench)
 app.command("card")(card.card)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
+app.command("doctor")(doctor.doctor)
 
 
 _INTERRUPTED = 130

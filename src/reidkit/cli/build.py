@@ -1,13 +1,11 @@
 """`reid build`: an engine for this machine, into the bundle's store."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
-from reidkit.config import to_dict
 from reidkit.deploy.build import BATCHES, OPTIONS, build_engine
 from reidkit.errors import ConfigError
 from reidkit.runtime.engine_store import EngineFacts
@@ -23,11 +21,12 @@ def build(
     ] = "tensorrt",
     precision: options.PrecisionOption = "fp16",
     via: Annotated[
-        Via | None, typer.Option("--via", help="network: written layer by layer; parser: from ONNX (default: as known).")
+        Via | None,
+        typer.Option("--via", help="network: written layer by layer; parser: from ONNX (default: as known)."),
     ] = None,
-    batch: Annotated[
-        str, typer.Option("--batch", help="Batches to choose kernels for, one profile each.")
-    ] = ",".join(map(str, BATCHES)),
+    batch: Annotated[str, typer.Option("--batch", help="Batches to choose kernels for, one profile each.")] = ",".join(
+        map(str, BATCHES)
+    ),
     workspace: Annotated[
         str | None, typer.Option("--workspace", help="Memory a kernel may take: 2GiB (default: all there is).")
     ] = None,

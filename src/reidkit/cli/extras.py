@@ -6,6 +6,8 @@ _EXTRAS = {
     "cuda": "tensorrt",
     "cuda.bindings": "tensorrt",
     "filelock": "tensorrt",
+    "google": "onnx",
+    "google.protobuf": "onnx",
     "jinja2": "report",
     "lightning_fabric": "train",
     "matplotlib": "report",

@@ -17,13 +17,13 @@ from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.tensorrt_layers import CROPS, TensorRtLayers
 from reidkit.deploy.network.weights import read_tensors
 from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing, require_one_of
+from reidkit.runtime.engine_facts import OPTIONS
 from reidkit.runtime.engine_store import (
     EngineFacts,
     Machine,
     Profile,
     engine_lock,
     graph_digest,
-    misfits,
     read_store,
     write_engine,
 )
@@ -31,7 +31,6 @@ from reidkit.runtime.flavour import LIBRARIES, Flavour, open_flavour
 from reidkit.types import Precision, Via
 
 BATCHES = (1, 8, 64)
-OPTIONS = ("version-compatible", "hardware-compatible", "refit", "weight-stripped")
 
 _KINDS: dict[Precision, Kind] = {
     "float32": "float32",
@@ -96,8 +95,6 @@ def build_engine(
         via=via,
         graph=graph_digest(opened, via),
         profiles=profiles,
-        sha256="",
-        size=0,
         gpu=machine.gpu,
         compute_capability=machine.compute_capability,
         driver=machine.driver,
@@ -105,8 +102,10 @@ def build_engine(
         workspace=workspace,
         reidkit=reidkit.__version__,
     )
+    if not rebuild and (found := _standing(opened, facts)):
+        return found  # also from a bundle that nobody may write to
     with engine_lock(opened, facts.name):
-        found = None if rebuild else _standing(opened, facts, machine)
+        found = None if rebuild else _standing(opened, facts)  # whoever held the lock may have built it
         return found or _build(opened, flavour, facts, effort)
 
 
@@ -136,16 +135,13 @@ def _machine(flavour: Flavour, device: str) -> Machine:
         return Machine(flavour.runtime, flavour.version, None, None, None)
 
 
-def _standing(bundle: Bundle, wanted: EngineFacts, machine: Machine) -> EngineFacts | None:
-    """The engine in the store that is what is wanted."""
-    for facts in read_store(bundle):
-        same = all(
-            getattr(facts, name) == getattr(wanted, name)
-            for name in ("name", "graph", "profiles", "options", "workspace")
-        )
-        if same and not misfits(facts, bundle, machine):
-            return facts
-    return None
+def _standing(bundle: Bundle, wanted: EngineFacts) -> EngineFacts | None:
+    """The engine in the store that is what is wanted: of this library and card, which its name says, and this graph."""
+
+    def what(facts: EngineFacts) -> tuple[object, ...]:
+        return facts.name, facts.graph, facts.profiles, facts.options, facts.workspace
+
+    return next((facts for facts in read_store(bundle) if what(facts) == what(wanted)), None)
 
 
 def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts, effort: int | None) -> EngineFacts:
@@ -197,7 +193,7 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind)
         if error.name != "onnx":
             raise
         raise RuntimeMissing("onnx is not installed", fix="pip install 'reidkit[onnx]'") from error
-    graph = typed_graph(onnx.load(bundle.model), kind)
+    graph = typed_graph(onnx.load(bundle.model), kind, plain_instance_norm=True)
     data = graph.SerializeToString(deterministic=True)
     parser = flavour.parser(network, log)
     if not parser.parse(data):

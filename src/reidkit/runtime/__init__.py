@@ -116,7 +116,9 @@ def load(
             f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
         ) from error
     try:
-        return module.open_embedder(opened, Opening(runtime, device or engine.device, threads, precision, via))
+        return module.open_embedder(
+            opened, Opening(runtime, engine.device if device is None else device, threads, precision, via)
+        )
     except ReidkitError:
         raise
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from reidkit.bundle import Bundle
-from reidkit.errors import BundleError, EngineError, InputError
+from reidkit.errors import BundleError, EngineError, InputError, RuntimeMissing
 from reidkit.runtime import cuda
 from reidkit.runtime.contract import Opening, run_in_batches, spec_of
 from reidkit.runtime.device_arrays import DeviceArray, read_device_array
@@ -330,6 +330,12 @@ def open_embedder(bundle: Bundle, opening: Opening) -> TensorRtEmbedder:
 
 
 def _deserialized(bundle: Bundle, facts: EngineFacts, data: bytes, flavour: Flavour, device: str) -> TensorRtEmbedder:
+    if "weight-stripped" in facts.options:
+        raise RuntimeMissing(
+            f"The engine {facts.name} has no weights",
+            expected="an engine that was built with them",
+            fix="refit it with TensorRT's own tools where it is to run, or build it without --weight-stripped",
+        )
     cuda.use(cuda.device_index(device))
     log = flavour.log()
     runtime = flavour.trt.Runtime(log)

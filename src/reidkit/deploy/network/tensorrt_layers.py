@@ -9,6 +9,7 @@ from jaxtyping import Float32
 
 from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.shapes import Shape, ShapeLayers
+from reidkit.deploy.network.weights import bfloat16_bits
 from reidkit.runtime.flavour import Flavour
 from reidkit.types import InputSpec
 
@@ -247,15 +248,9 @@ class TensorRtLayers:
             case "float32" | "float16":
                 values = values.astype(kind)
             case "bfloat16":
-                values = _bfloat16_bits(values)
+                values = bfloat16_bits(values)
         values = np.ascontiguousarray(values)
         self._kept.append(values)  # the library only points at them
         if kind == "bfloat16":
             return self._trt.Weights(self._types[kind], values.ctypes.data, values.size)
         return self._trt.Weights(values)
-
-
-def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
