@@ -1,5 +1,6 @@
 """The light side runs where torch is not installed; proven in a process that cannot import it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -25,30 +26,41 @@ def run_without(hidden: set[str], code: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
+HEAVY_ROOMS = ("checkpoints", "models", "train", "export")
+HEAVY_MODULES = ("runtime.pytorch", "runtime.inductor")
+ON_THE_CARD = ("runtime.cuda", "runtime.device_arrays", "runtime.tensorrt")  # cuda-bindings is not for macOS
+
+
 def light_modules() -> list[str]:
-    heavy = ("checkpoints", "models", "train", "export")
+    left_out = HEAVY_MODULES if importlib.util.find_spec("cuda") else (*HEAVY_MODULES, *ON_THE_CARD)
     names = []
     for file in sorted(SOURCE.rglob("*.py")):
         parts = file.relative_to(SOURCE).with_suffix("").parts
-        if parts[0] not in heavy and parts not in (("runtime", "pytorch"), ("runtime", "inductor")):
+        if parts[0] not in HEAVY_ROOMS and ".".join(parts) not in left_out:
             names.append(".".join(("reidkit", *(part for part in parts if part != "__init__"))))
     return names
 
 
 def test_every_light_module_imports_without_torch():
     names = light_modules()
-    assert {"reidkit", "reidkit.bundle", "reidkit.cli.app", "reidkit.runtime.onnxruntime"} <= set(names)
+    assert {"reidkit", "reidkit.bundle", "reidkit.cli.app", "reidkit.runtime.onnxruntime", "reidkit.deploy.build"} <= {
+        *names
+    }
     code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)\nprint('torch' in sys.modules)"
     result = run_without({"torch"}, code)
     assert result.stdout == "False\n", result.stderr
 
 
-def test_the_test_can_fail():
-    assert "No module named 'torch'" in run_without({"torch"}, "import reidkit.models.model").stderr
+@pytest.mark.parametrize("module", ["models.model", *HEAVY_MODULES])
+def test_the_test_can_fail(module):
+    assert "No module named 'torch'" in run_without({"torch"}, f"import reidkit.{module}").stderr
 
 
 def test_importing_reidkit_needs_only_the_base():
-    extras = {"torch", "onnx", "onnxruntime", "openvino", "matplotlib", "jinja2", "pyarrow", "onnxscript"}
+    extras = {
+        *("torch", "onnx", "onnxruntime", "openvino", "matplotlib", "jinja2", "pyarrow", "onnxscript"),
+        *("tensorrt", "tensorrt_rtx", "cuda", "filelock", "cv2"),
+    }
     code = (
         "import reidkit, reidkit.cli\nprint('light', sorted(HIDDEN_LOADED := [n for n in HIDDEN if n in sys.modules]))"
     )
@@ -60,6 +72,9 @@ def test_importing_reidkit_needs_only_the_base():
     [
         ("torch", ["export", "run", "--out", "x.reid"], "train"),
         ("onnx", ["import", "x.onnx", "--out", "x.reid", "--size", "8x8"], "onnx"),
+        ("onnxruntime", ["import", "x.wts", "--out", "x.reid", "--no-torch"], "onnx"),
+        ("torch", ["embed", "BUNDLE", "--images", "BUNDLE/..", "--out", "x.npz", "--runtime", "inductor"], "train"),
+        ("tensorrt_rtx", ["build", "BUNDLE", "--runtime", "tensorrt-rtx"], "tensorrt-rtx"),
         ("onnxruntime", ["embed", "BUNDLE", "--images", "BUNDLE/..", "--out", "x.npz"], "onnx"),
         ("jinja2", ["search", "BUNDLE", "--query", "a", "--gallery", "b", "--out", "x.html"], "report"),
     ],

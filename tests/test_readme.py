@@ -1,5 +1,9 @@
-"""The commands of the README work as written, in order; only how long they train and time is cut short."""
+"""The commands of the README work as written, in order; only how long they train and time is cut short.
 
+Those that need a graphics card or minutes stand in blocks of another language, `console`, and are only read.
+"""
+
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
 from onnx import TensorProto, helper, numpy_helper
 
 import reidkit
@@ -38,8 +43,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    return [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
+def commands(language: str = "bash") -> list[list[str]]:
+    return [shlex.split(line) for block in blocks(language) for line in block.splitlines()]
 
 
 def write_network(path: Path) -> None:
@@ -85,6 +90,12 @@ def test_every_recipe_is_in_the_readme():
     assert set(re.findall(r"^\| `([a-z-]+)` \| .* \|$", README, flags=re.MULTILINE)) >= names
 
 
+def test_commands_for_a_card_and_their_options_exist():
+    for program, name, *arguments in commands("console"):
+        assert program == "reid"
+        typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
 @pytest.mark.slow
 def test_commands_and_python(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -92,6 +103,8 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
     write_checkpoints(tmp_path)
     for program, *arguments in commands():
         assert program == "reid"
+        if "tensorrt-rtx" in arguments and importlib.util.find_spec("tensorrt_rtx") is None:
+            continue  # there is none for macOS
         status = main([*arguments, *(option for word in arguments for option in SHORTER.get(word, []))])
         assert status == 0, (arguments, capsys.readouterr().err)
     (code,) = blocks("python")
@@ -104,4 +117,5 @@ def test_commands_and_python(tmp_path, monkeypatch, capsys):
         "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid", "people-card.md", "people-card.html",
         "model_best.pth", "config.yaml", "fastreid.reid", "osnet_x0_25.pth", "osnet.reid", "people.wts",
         "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained", "staged", "student",
+        "people.prototxt", "people.caffemodel", "box.reid",
     }  # fmt: skip

@@ -167,7 +167,7 @@ def record_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
 def record_latency(bundle: Bundle, rows: Sequence[Latency]) -> Bundle:
     """Adds timings to the manifest, each in place of an earlier one that was made in the same way.
 
-    The same way is the same runtime, precision, way to the builder, device, machine, batch and with or without decoding.
+    The same way is the same runtime, precision, `via`, device, machine, batch and with or without decoding.
 
     Raises:
         ConfigError, BundleError, OutputError: as `record_accuracy`.

@@ -99,10 +99,12 @@ class EmbedderSpec:
         normalized: whether every embedding has Euclidean length 1.
         batch: the only batch size that its graph takes, or None where any will do. `embed` takes any number of crops
             all the same; a fixed graph runs once per `batch` crops.
-        runtime: name of the engine, as `reidkit.load` takes it.
-        precision: of the arithmetic inside.
+        runtime: name of the engine, as `reidkit.load` takes it; where each of several has its batches, all of their
+            names, joined by "+".
+        precision: of the arithmetic inside; of several, the lowest.
         device: where it runs, in the engine's own words.
-        build: sha256 of the engine file, where one was built for this graph and machine.
+        build: sha256 of the engine file, where one was built for this graph and machine; of several engines, one that
+            tells which of them runs which batches.
     """
 
     input: InputSpec

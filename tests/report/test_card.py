@@ -127,12 +127,30 @@ def test_latency_by_machine(card):
     for machine in ("Some Xeon, 2 of 4 cores", "Another, 1 of 1 cores"):
         assert f"\nOn {machine}:\n" in markdown
         assert f"On {machine}" in page.text
+    assert "GPU ms" not in markdown
     table = [row for row in rows(markdown, "Speed") if row[0] != "engine"]
     assert table == [
         ["openvino on cpu", "int8", "with", "64", "2.50", "3.25", "12,345.6", "311"],
         ["openvino on cpu", "int8", "without", "4", "1.25", "3.25", "1,600.0", "311"],
         ["openvino on cpu", "int8", "with", "4", "2.50", "3.25", "1,600.0", "311"],
     ]
+
+
+def test_engines_that_were_built_say_how_and_what_the_card_took(card):
+    by_network = replace(LATENCY, runtime="tensorrt", device="cuda", precision="float16", via="network", decode=False)
+    by_network = replace(by_network, gpu_ms=0.4125, engine_bytes=50_340_000)
+    by_parser = replace(by_network, via="parser", gpu_ms=0.25, engine_bytes=49_960_000)
+    decoding = replace(by_network, decode=True, gpu_ms=None)
+    markdown, _, page = card(replace(FULL, latency=(by_parser, decoding, LATENCY, by_network)))
+    assert rows(markdown, "Speed") == [
+        ["engine", "precision", "decoding", "batch", "median ms", "p90 ms", "GPU ms", "images/s", "runs", "engine MB"],
+        ["openvino on cpu", "int8", "with", "4", "2.50", "3.25", "", "1,600.0", "311", ""],
+        ["tensorrt by network on cuda", "float16", "without", "4", "2.50", "3.25", "0.412", "1,600.0", "311", "50.3"],
+        ["tensorrt by network on cuda", "float16", "with", "4", "2.50", "3.25", "", "1,600.0", "311", "50.3"],
+        ["tensorrt by parser on cuda", "float16", "without", "4", "2.50", "3.25", "0.250", "1,600.0", "311", "50.0"],
+    ]
+    assert "GPU ms: the card's own median, crops and embeddings staying there." in markdown
+    assert "GPU ms: the card's own median" in page.text
 
 
 def test_what_is_not_known_says_so(card):

@@ -19,10 +19,18 @@ from conditions import unprivileged
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.errors import BundleError, ConfigError, OutputError, RuntimeMissing
 from reidkit.runtime import engine_store
-from reidkit.runtime.engine_facts import EngineFacts, Machine, Profile, graph_digest, misfits, runs_on
+from reidkit.runtime.engine_facts import (
+    Choice,
+    EngineFacts,
+    Machine,
+    Pick,
+    Profile,
+    graph_digest,
+    misfits,
+    runs_on,
+)
 from reidkit.runtime.engine_store import (
     FOLDER,
-    Choice,
     choose_engine,
     engine_lock,
     open_engine,
@@ -209,8 +217,8 @@ def test_a_bundle_that_cannot_be_written_to(bundle):
             with pytest.raises(OutputError, match=r"Cannot write .*\.lock") as caught, engine_lock(bundle, NAME):
                 pytest.fail("nobody holds a lock that cannot be written")
             assert caught.value.fix == "copy the bundle to a folder that you may write to"
-            with pytest.raises(OutputError, match=r"Cannot write .*auto-h200\.json"):
-                record_choice(bundle, Choice("H200", "inductor", "float16", "cuda:0", graph_digest(bundle, "parser")))
+            with pytest.raises(OutputError, match=r"Cannot write .*auto-cuda-h200\.json"):
+                record_choice(bundle, choice_for(bundle, machine="H200"))
     finally:
         bundle.path.chmod(0o755)
 
@@ -643,34 +651,58 @@ def test_a_lock_is_given_back_when_building_fails(bundle):
 # What was fastest
 
 
-def test_the_choice_of_each_machine_is_kept(bundle, caplog):
-    graph = graph_digest(bundle, "parser")
-    fast = Choice("NVIDIA H200", "tensorrt", "float16", "cuda:0", graph, "network", ((1, 0.42), (64, 2.59)), "2025")
-    slow = Choice("Intel(R) Xeon(R)", "openvino", "float32", "cpu", graph)
-    assert read_choice(bundle, "NVIDIA H200") is None
+def choice_for(bundle: Bundle, **changes: object) -> Choice:
+    values: dict[str, object] = {
+        "machine": "NVIDIA H200; Intel(R) Xeon(R), 16 of 64 cores",
+        "device": "cuda",
+        "graph": graph_digest(bundle, "parser"),
+        "precision": "float16",
+        "picks": (Pick(16, "tensorrt", "float16", "network", "ab" * 32), Pick(None, "inductor", "float16")),
+        "timed": ((1, 0.42), (64, 2.59)),
+        "created": "2025",
+    }
+    return Choice(**values | changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_choice_of_each_device_and_machine_is_kept(bundle, caplog):
+    fast = choice_for(bundle)
+    slow = choice_for(bundle, machine="Intel(R) Xeon(R)", device="cpu", picks=(Pick(None, "openvino", "float32"),))
+    assert read_choice(bundle, fast.machine, "cuda") is None
     record_choice(bundle, fast)
     record_choice(bundle, slow)
-    assert stored(bundle) == ["auto-intel-r-xeon-r.json", "auto-nvidia-h200.json"]
-    assert read_choice(bundle, "NVIDIA H200") == fast
-    assert read_choice(bundle, "Intel(R) Xeon(R)") == slow
-    assert read_choice(bundle, "nvidia h200") is None
+    assert stored(bundle) == [
+        "auto-cpu-intel-r-xeon-r.json",
+        "auto-cuda-nvidia-h200-intel-r-xeon-r-16-of-64-cores.json",
+    ]
+    assert read_choice(bundle, fast.machine, "cuda") == fast
+    assert read_choice(bundle, "Intel(R) Xeon(R)", "cpu") == slow
+    assert read_choice(bundle, "intel(r) xeon(r)", "cpu") is None
+    assert read_choice(bundle, fast.machine, "cuda:1") is None
     assert read_store(bundle) == []
     assert caplog.text == ""
-    record_choice(bundle, replace(fast, runtime="inductor", via=None))
-    assert read_choice(bundle, "NVIDIA H200") == replace(fast, runtime="inductor", via=None)
+    record_choice(bundle, replace(fast, precision="bfloat16"))
+    assert read_choice(bundle, fast.machine, "cuda") == replace(fast, precision="bfloat16")
 
 
 def test_a_choice_for_another_graph_is_none(bundle, tmp_path):
-    record_choice(bundle, Choice("H200", "openvino", "float32", "cpu", graph_digest(bundle, "parser")))
+    choice = choice_for(bundle)
+    record_choice(bundle, choice)
     other = write(tmp_path / "other.reid", model=MODEL + b"!")
     shutil.copytree(bundle.path / FOLDER, other.path / FOLDER)
-    assert read_choice(other, "H200") is None
+    assert read_choice(other, choice.machine, "cuda") is None
 
 
 def test_a_damaged_choice_is_an_error(bundle):
-    record_choice(bundle, Choice("H200", "openvino", "float32", "cpu", "0" * 64))
-    file = bundle.path / FOLDER / "auto-h200.json"
-    file.write_text(file.read_text().replace("float32", "float33"))
-    with pytest.raises(BundleError, match=r"auto-h200\.json cannot be read") as caught:
-        read_choice(bundle, "H200")
-    assert caught.value.fix == "run `reid build --runtime auto` again"
+    choice = choice_for(bundle, machine="H200")
+    record_choice(bundle, choice)
+    file = bundle.path / FOLDER / "auto-cuda-h200.json"
+    file.write_text(file.read_text().replace("float16", "float61"))
+    with pytest.raises(BundleError, match=r"auto-cuda-h200\.json cannot be read") as caught:
+        read_choice(bundle, "H200", "cuda")
+    assert caught.value.fix == f"reid build '{bundle.path}' --runtime auto --device cuda"
+
+
+@pytest.mark.parametrize("ends", [(), (4,), (4, 4, None), (8, 4, None), (None, 4), (0, None), (None, None)])
+def test_ranges_of_batches_that_cannot_be(bundle, ends):
+    with pytest.raises(ConfigError, match="The ranges of batches are out of order"):
+        choice_for(bundle, picks=tuple(Pick(end, "openvino", "float32") for end in ends))

@@ -7,7 +7,7 @@ import pytest
 from conditions import as_installed
 from reidkit import runtime
 from reidkit.errors import BundleError, ConfigError, RuntimeMissing
-from reidkit.runtime import ENGINES, Engine, RuntimeName, installed, load
+from reidkit.runtime import ENGINES, RUNTIMES, Engine, RuntimeName, installed, load
 from reidkit.types import Embedder
 from small_bundle import write
 
@@ -49,8 +49,13 @@ def test_an_unknown_runtime_suggests_the_nearest(make_bundle):
     with as_installed(), pytest.raises(ConfigError) as caught:
         load(bundle, "onnxrutime")  # pyright: ignore[reportArgumentType]
     assert str(caught.value) == (
-        f"Unknown runtime 'onnxrutime'\n  expected: one of {', '.join(ENGINES)}\n  to do: did you mean 'onnxruntime'?"
+        f"Unknown runtime 'onnxrutime'\n  expected: one of {', '.join(RUNTIMES)}\n  to do: did you mean 'onnxruntime'?"
     )
+
+
+def test_what_can_be_loaded_is_an_engine_or_what_was_chosen():
+    assert RUNTIMES == (*ENGINES, "auto")
+    assert "auto" not in installed()
 
 
 def test_a_path_that_is_no_bundle(tmp_path):

@@ -10,6 +10,7 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle, record_latency
 from reidkit.cli import console, options
+from reidkit.cli.opening import open_way
 from reidkit.cli.outputs import require_libraries
 from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES
@@ -17,7 +18,7 @@ from reidkit.deploy.bench import bench as measure
 from reidkit.deploy.ways import ways_of
 from reidkit.errors import ConfigError, RuntimeMissing
 from reidkit.manifest import Latency
-from reidkit.runtime import ENGINES, installed
+from reidkit.runtime import RUNTIMES, installed
 
 
 def bench(
@@ -32,6 +33,7 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
     device: options.Device = None,
     precision: options.PrecisionsOption = None,
+    rebuild: options.Rebuild = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the rows into the bundle's manifest.")] = False,
@@ -46,7 +48,7 @@ def bench(
             fix="leave --images or --record out",
         )
     opened = open_bundle(bundle)
-    names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(opened)
+    names = options.each_of(RUNTIMES, runtime, what="runtime") if runtime else installed(opened)
     ways = ways_of(opened, names, options.parse_precisions(precision))
     sources = picture_files(images) if images is not None else []
     if plot is not None:
@@ -55,7 +57,7 @@ def bench(
     for way in ways:
         try:
             with console.spinner(f"opening {way.in_words()}"):
-                embedder = way.open(opened, device=device)
+                embedder = open_way(way, opened, device=device, rebuild=rebuild)
         except RuntimeMissing as error:
             if runtime and (not precision or len(ways) == 1):
                 raise

@@ -1,17 +1,23 @@
-"""`reid build`: an engine for this machine, into the bundle's store."""
+"""`reid build`: an engine for this machine, into the bundle's store; or the fastest of all, found and remembered."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from reidkit.bundle import open_bundle
+from reidkit.bundle import MANIFEST, Bundle, open_bundle
 from reidkit.cli import console, options
+from reidkit.cli.outputs import check_writable
+from reidkit.deploy.bench import BATCHES as CHOSEN_FOR
 from reidkit.deploy.build import BATCHES, OPTIONS, build_engine
+from reidkit.deploy.choose import Chosen, Trial, choose
 from reidkit.errors import ConfigError
 from reidkit.runtime.engine_store import EngineFacts
 from reidkit.types import Via
 
 AUTO = "auto"
+
+_USUAL, _USUAL_OF_AUTO = (",".join(map(str, batches)) for batches in (BATCHES, CHOSEN_FOR))
 
 
 def build(
@@ -19,14 +25,21 @@ def build(
     runtime: Annotated[
         str, typer.Option("--runtime", help="tensorrt, tensorrt-rtx, or auto: the fastest of all that passes.")
     ] = "tensorrt",
-    precision: options.PrecisionOption = "fp16",
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="fp32, tf32, fp16 or bf16 (default: fp16; of auto on a processor: fp32)."),
+    ] = None,
     via: Annotated[
         Via | None,
         typer.Option("--via", help="network: written layer by layer; parser: from ONNX (default: as known)."),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", help="Batches to choose kernels for, one profile each.")] = ",".join(
-        map(str, BATCHES)
-    ),
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            help=f"Batches to choose kernels for, one profile each (default: {_USUAL}; of auto: {_USUAL_OF_AUTO}).",
+        ),
+    ] = None,
     workspace: Annotated[
         str | None, typer.Option("--workspace", help="Memory a kernel may take: 2GiB (default: all there is).")
     ] = None,
@@ -45,25 +58,77 @@ def build(
     ] = None,
     device: options.Device = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build although a fitting engine is there.")] = False,
-) -> EngineFacts:
-    """Build an engine for this machine; a fitting one that is there already is taken."""
+) -> EngineFacts | Chosen:
+    """Build an engine for this machine; a fitting one that is there already is taken.
+
+    With --runtime auto every engine that is here is tried, held to the golden embeddings and timed, those that have to
+    be built among them; which was the fastest for each batch is kept in the bundle, for --runtime auto of the other
+    commands.
+    """
     opened = open_bundle(bundle)
-    chosen = (version_compatible, hardware_compatible, refit, weight_stripped)
+    arithmetic = options.parse_precision(precision)
+    wanted = dict(zip(OPTIONS, (version_compatible, hardware_compatible, refit, weight_stripped), strict=True))
+    if runtime == AUTO:
+        idle = {"--via": via, "--workspace": workspace, "--effort": effort is not None, "--rebuild": rebuild}
+        options.refuse_idle(idle | {f"--{name}": given for name, given in wanted.items()}, "of --runtime auto")
+        check_writable(opened.path / MANIFEST)
+        with console.progress_bar("finding the fastest engine") as progress:
+            chosen = choose(
+                opened,
+                precision=arithmetic,
+                batches=parse_batches(batch or _USUAL_OF_AUTO),
+                device=device,
+                progress=progress,
+            )
+        _print(chosen, opened)
+        return chosen
     with console.spinner("building; this takes minutes"):
         facts = build_engine(
             opened,
             runtime,
-            precision=options.parse_precision(precision or "fp16"),
+            precision=arithmetic or "float16",
             via=via,
-            batches=parse_batches(batch),
+            batches=parse_batches(batch or _USUAL),
             workspace=options.parse_memory(workspace) if workspace else None,
-            options=[name for name, wanted in zip(OPTIONS, chosen, strict=True) if wanted],
+            options=[name for name, given in wanted.items() if given],
             effort=effort,
             device=device or "cuda",
             rebuild=rebuild,
         )
     console.say(f"{facts.name}: {facts.size / 1e6:.1f} MB, built in {facts.build_seconds or 0:.0f} s")
     return facts
+
+
+def _print(chosen: Chosen, bundle: Bundle) -> None:
+    """What was timed as a table, what was left out and why, and what was chosen."""
+    timed = [trial for trial in chosen.trials if trial.reason is None]
+    columns = [f"ms, {size}" for size in chosen.batches]
+    clocked = any(value is not None for trial in timed for value in trial.gpu_ms)
+    columns += [f"GPU ms, {size}" for size in chosen.batches] if clocked else []
+    table = console.table(chosen.choice.machine, "runtime", "precision", *columns, numbers=len(columns))
+    for trial in timed:
+        cells = [
+            f"[bold green]{ms:.2f}[/]" if winner == trial.way else f"{ms:.2f}"
+            for ms, winner in zip(trial.ms, chosen.winners, strict=True)
+        ]
+        cells += ["" if ms is None else f"{ms:.3f}" for ms in trial.gpu_ms] if clocked else []
+        table.add_row(_name(trial), trial.way.precision or "", *cells)
+    console.out.print(table)
+    left_out: Sequence[Trial] = [trial for trial in chosen.trials if trial.reason is not None]
+    if left_out:
+        console.say("left out:")
+        for trial in left_out:
+            console.say(f"  {trial.way.in_words()}: {trial.reason}")
+    names = {size: way.in_words() for size, way in zip(chosen.batches, chosen.winners, strict=True)}
+    if len(set(names.values())) == 1:
+        console.say(f"chosen for {bundle.path.name} here: {chosen.winners[0].in_words()}")
+    else:
+        told = ", ".join(f"{name} at {size}" for size, name in names.items())
+        console.say(f"chosen for {bundle.path.name} here, by batch: {told}")
+
+
+def _name(trial: Trial) -> str:
+    return trial.way.runtime if trial.way.via is None else f"{trial.way.runtime} by {trial.way.via}"
 
 
 def parse_batches(text: str) -> list[int]:

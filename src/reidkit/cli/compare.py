@@ -16,7 +16,7 @@ from reidkit.errors import ConfigError
 from reidkit.evaluate import Comparison, EmbeddedBy, Report, compare_reports
 from reidkit.index import NearestScorer
 from reidkit.report.results import Picture, SearchResults, pictures
-from reidkit.runtime import ENGINES, RuntimeName
+from reidkit.runtime import RUNTIMES, RuntimeName
 from reidkit.types import Crop, Precision, Split
 
 
@@ -31,6 +31,7 @@ def compare(
     precision: Annotated[
         list[str] | None, typer.Option("--precision", help="Of both: fp32, fp16 ...; given twice, of A and of B.")
     ] = None,
+    rebuild: options.Rebuild = False,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",
@@ -58,6 +59,7 @@ def compare(
     settings = Settings(
         tta=tta,
         device=device,
+        rebuild=rebuild,
         batch=batch,
         threads=threads,
         cached=cached,
@@ -75,7 +77,7 @@ def compare(
     bundles = [open_bundle(path) for path in (a, b)]
     split = load_split(data, data_format, variant=variant)
     check_ranking(split, settings)
-    check_engines(zip(bundles, engines, strict=True))
+    check_engines(zip(bundles, engines, strict=True), device=device, rebuild=rebuild)
     sides: list[tuple[Report, SearchResults]] = []
     for bundle, engine, arithmetic, model in zip(bundles, engines, precisions, model_names(bundles), strict=True):
         found = NearestScorer((len(split.query), len(split.gallery)), top)
@@ -107,7 +109,7 @@ def _precisions(precision: list[str] | None) -> tuple[Precision | None, Precisio
 
 
 def _engines(runtime: list[str] | None) -> tuple[RuntimeName, RuntimeName]:
-    names = options.each_of(ENGINES, runtime or ["onnxruntime"], what="runtime")
+    names = options.each_of(RUNTIMES, runtime or ["onnxruntime"], what="runtime")
     if len(names) > 2:
         raise ConfigError(
             "Two models are compared, on an engine each", got=f"{len(names)} times --runtime", expected="once or twice"

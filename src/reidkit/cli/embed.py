@@ -8,12 +8,12 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
+from reidkit.cli.opening import open_embedder
 from reidkit.cli.pictures import Pictures, read_pictures
 from reidkit.data import load_split
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import embed_crops
 from reidkit.evaluate.embeddings_file import check_format, check_names, write_embeddings
-from reidkit.runtime import load
 from reidkit.types import SUBSETS
 
 
@@ -28,6 +28,7 @@ def embed(
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = None,
     precision: options.PrecisionOption = None,
+    rebuild: options.Rebuild = False,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     skip_unreadable: options.SkipUnreadable = False,
@@ -47,7 +48,7 @@ def embed(
     pictures = _pictures(images, data, subset, data_format, variant)
     texts = [str(crop.path) for crop in pictures.crops]
     check_names(out, [*texts, *pictures.pid_names.values(), *pictures.camera_names.values()])
-    embedder = load(opened, runtime, device=device, precision=arithmetic)
+    embedder = open_embedder(opened, runtime, device=device, precision=arithmetic, rebuild=rebuild)
     with output_file(out) as temporary:  # first of all: a place that cannot be written to costs no embedding
         with console.progress_bar("embedding") as progress:
             embedded = embed_crops(

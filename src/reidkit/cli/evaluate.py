@@ -27,7 +27,7 @@ from reidkit.manifest import Accuracy
 from reidkit.metrics.roc import rate_text
 from reidkit.report.evaluation_csv import write_evaluation_csv
 from reidkit.report.results import UNKNOWN
-from reidkit.runtime import ENGINES
+from reidkit.runtime import RUNTIMES
 from reidkit.types import Split
 
 _Measured: TypeAlias = tuple[Bundle | None, Report]
@@ -48,6 +48,7 @@ def evaluate(
     ] = None,
     device: options.Device = None,
     precision: options.PrecisionOption = None,
+    rebuild: options.Rebuild = False,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
     tta: options.TtaOption = "none",
@@ -81,6 +82,7 @@ def evaluate(
         tta=tta,
         device=device,
         precision=options.parse_precision(precision),
+        rebuild=rebuild,
         batch=batch,
         threads=threads,
         skip_unreadable=skip_unreadable,
@@ -133,6 +135,7 @@ def _of_embedding(settings: Settings) -> dict[str, bool]:
         "--tta": settings.tta != usual.tta,
         "--device": settings.device != usual.device,
         "--precision": settings.precision != usual.precision,
+        "--rebuild": settings.rebuild,
         "--batch": settings.batch != usual.batch,
         "--threads": settings.threads != usual.threads,
         "--skip-unreadable": settings.skip_unreadable,
@@ -150,11 +153,11 @@ def _of_models(
     paths: Sequence[Path], splits: Sequence[Split], runtime: Sequence[str], settings: Settings, *, record: bool
 ) -> list[_Measured]:
     """Every model on every data set with every engine, once all that can be refused early was not."""
-    runtimes = options.each_of(ENGINES, list(dict.fromkeys(runtime)), what="runtime")
+    runtimes = options.each_of(RUNTIMES, list(dict.fromkeys(runtime)), what="runtime")
     bundles = [open_bundle(path) for path in {path.resolve(): path for path in paths}.values()]
     for split in splits:
         check_ranking(split, settings)
-    check_engines(product(bundles, runtimes))
+    check_engines(product(bundles, runtimes), device=settings.device, rebuild=settings.rebuild)
     if record:
         for bundle in bundles:
             check_writable(bundle.path / MANIFEST)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reidkit.bundle import Bundle
 from reidkit.cli import console
+from reidkit.cli.opening import open_embedder
 from reidkit.data import load_split
 from reidkit.data.loading import VARIANT_FORMATS
 from reidkit.errors import ConfigError, DataError
@@ -27,7 +28,8 @@ from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import named_protocol
 from reidkit.metrics.ranking import Scorer
 from reidkit.metrics.roc import RocScorer
-from reidkit.runtime import ENGINES, RuntimeName, installed, load
+from reidkit.runtime import ENGINES, RuntimeName, installed, load, usual_device
+from reidkit.runtime.auto import find_choice
 from reidkit.types import Precision, Split
 
 
@@ -39,6 +41,7 @@ class Settings:
         tta: test-time augmentation.
         device: in the engine's own words.
         precision: of the engine's arithmetic; None takes what there is.
+        rebuild: build an engine again that does not fit.
         batch: crops a call of the engine.
         threads: that decode.
         skip_unreadable: leave out pictures that cannot be decoded.
@@ -54,6 +57,7 @@ class Settings:
     tta: Tta = "none"
     device: str | None = None
     precision: Precision | None = None
+    rebuild: bool = False
     batch: int = 32
     threads: int | None = None
     skip_unreadable: bool = False
@@ -147,15 +151,27 @@ def check_ranking(split: Split, settings: Settings) -> None:
         RocScorer(query, searched, max_fpr=max(settings.rates, default=0.0), memory=settings.memory)  # which refuses
 
 
-def check_engines(pairs: Iterable[tuple[Bundle, RuntimeName]]) -> None:
+def check_engines(
+    pairs: Iterable[tuple[Bundle, RuntimeName]], *, device: str | None = None, rebuild: bool = False
+) -> None:
     """Refuses engines that are not here, or cannot open their model.
 
+    Args:
+        pairs: models and engines.
+        device: of the engines.
+        rebuild: whether one that has to be built may be built when it is opened.
+
     Raises:
-        RuntimeMissing: names what to install, or which engines can.
+        RuntimeMissing: names what to install, which engines can, or what to build.
     """
     for bundle, runtime in pairs:
-        slow = ENGINES[runtime].on_request and bundle.weights is not None  # opening it twice would take too long
-        if runtime not in installed(bundle) and not slow:
+        if runtime == "auto":
+            if not rebuild:
+                find_choice(bundle, device or usual_device(runtime))  # which says what to do
+            continue
+        # Opening it twice would take too long, or it is built first.
+        later = (ENGINES[runtime].on_request and bundle.weights is not None) or (ENGINES[runtime].built and rebuild)
+        if runtime not in installed(bundle) and not later:
             load(bundle, runtime)  # which says why
 
 
@@ -215,7 +231,9 @@ def embed(
     bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings, *, model: str
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, EmbeddedBy]:
     """Query and gallery of a split, embedded by one model on one engine; and what made them. See `measure`."""
-    embedder = load(bundle, runtime, device=settings.device, precision=settings.precision)
+    embedder = open_embedder(
+        bundle, runtime, device=settings.device, precision=settings.precision, rebuild=settings.rebuild
+    )
     cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
     with console.progress_bar("embedding") as progress:
         query, gallery = embed_split(

@@ -35,6 +35,10 @@ PrecisionsOption = Annotated[
     list[str] | None,
     typer.Option("--precision", help="fp32, tf32, fp16, bf16 or int8; may be repeated (default: what there is)."),
 ]
+Rebuild = Annotated[
+    bool,
+    typer.Option("--rebuild", help="Build an engine that does not fit this machine or model again, as it was built."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Crops a call of the engine.")]
 MetricName = Annotated[Metric, typer.Option("--metric", help="Distance between embeddings.")]

@@ -34,6 +34,7 @@ def search(
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = None,
     precision: options.PrecisionOption = None,
+    rebuild: options.Rebuild = False,
     metric: options.MetricName = "cosine",
     rerank: options.Rerank = False,
     k1: options.K1 = None,
@@ -56,6 +57,7 @@ def search(
     settings = Settings(
         device=device,
         precision=options.parse_precision(precision),
+        rebuild=rebuild,
         batch=batch,
         threads=threads,
         skip_unreadable=True,

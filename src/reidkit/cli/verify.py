@@ -1,6 +1,7 @@
 """`reid verify`: does every engine give what the source framework gave?"""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,14 @@ import typer
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.cli.measuring import Settings, check_engines, check_ranking
+from reidkit.cli.opening import open_way
 from reidkit.data import load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, Agreement, Measured, Parity, Refusal, check_accuracy, measure_on
 from reidkit.deploy.verify import verify as hold
 from reidkit.deploy.ways import Way
 from reidkit.errors import RuntimeMissing
 from reidkit.evaluate.embedding_cache import default_folder, open_cache
-from reidkit.runtime import ENGINES, RuntimeName, installed
+from reidkit.runtime import ENGINES, RUNTIMES, RuntimeName, installed
 from reidkit.types import Precision, Split
 
 _REFERENCE = Way("onnxruntime", "float32")
@@ -28,6 +30,7 @@ def verify(
     ] = None,
     device: options.Device = None,
     precision: options.PrecisionsOption = None,
+    rebuild: options.Rebuild = False,
     data: Annotated[
         Path | None, typer.Option("--data", help="A data set, to compare what is found in it, too.")
     ] = None,
@@ -54,7 +57,7 @@ def verify(
         split = load_split(data, data_format, variant=variant)
         check_ranking(split, Settings())
         check_engines([(opened, _REFERENCE.runtime)])
-    rows, passed = hold_engines(opened, runtime or (), device=device, precisions=precisions)
+    rows, passed = hold_engines(opened, runtime or (), device=device, precisions=precisions, rebuild=rebuild)
     if split is not None:
         settings = Settings(device=device, batch=batch, threads=threads, cached=cached)
         good = [row for row in rows if row.passed]
@@ -72,6 +75,7 @@ def hold_engines(
     *,
     device: str | None = None,
     precisions: Sequence[Precision | None] = (None,),
+    rebuild: bool = False,
 ) -> tuple[list[Parity], bool]:
     """Checks engines and prints how near each comes.
 
@@ -80,13 +84,15 @@ def hold_engines(
         runtime: engines to check; none named takes all that are installed.
         device: of the engines.
         precisions: of their arithmetic; None is what there is.
+        rebuild: build an engine again that does not fit.
 
     Returns:
         The engines that could be compared, and whether all that were to be checked passed, one at least.
     """
-    names = options.each_of(ENGINES, runtime, what="runtime") if runtime else installed(bundle)
+    names = options.each_of(RUNTIMES, runtime, what="runtime") if runtime else installed(bundle)
     with console.spinner("verifying"):
-        rows = hold(bundle, names, device=device, precisions=precisions)
+        opener = partial(open_way, rebuild=rebuild)
+        rows = hold(bundle, names, device=device, precisions=precisions, opener=opener)
     # An engine that nobody named and that has no such device or precision is no failure; it is said that it was not
     # checked.
     skipped = [
@@ -133,7 +139,9 @@ def _compare(
 
 
 def _runtime_of(row: Parity) -> RuntimeName:
-    return options.each_of(ENGINES, [row.runtime], what="runtime")[0]
+    # Of several engines that share the batches it is all of their names; together they are what was chosen.
+    known: dict[str, RuntimeName] = {name: name for name in ENGINES}
+    return known.get(row.runtime, "auto")
 
 
 def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split) -> None:

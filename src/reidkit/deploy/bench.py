@@ -1,8 +1,6 @@
 """Latency of a bundle on an engine: in wall time, with and without decoding and resizing; and by the device's clock."""
 
 import itertools
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +17,11 @@ from reidkit.golden import golden_crops
 from reidkit.imaging import available_cores, load_crop
 from reidkit.manifest import Latency
 from reidkit.runtime.engine_facts import EngineFacts
+from reidkit.runtime.machine import machine as machine  # noqa: PLC0414 (so that one import serves whoever times)
 from reidkit.types import Embedder, Progress, Timed, no_progress
 
 BATCHES = (1, 4, 16, 64)
 
-_PROCESSOR = Path("/proc/cpuinfo")
-_NVIDIA = Path("/proc/driver/nvidia/gpus")
 _MOST_RUNS = 1000  # that a device times at once: each takes an event
 
 
@@ -82,38 +79,10 @@ def bench(
     return rows
 
 
-def machine(device: str) -> str:
-    """What a device is part of: processor and cores, and the graphics card in front where it is known by name.
-
-    Args:
-        device: in an engine's own words: "cpu", "cuda:0", "gpu", "npu".
-    """
-    processor = f"{_processor()}, {available_cores()} of {os.cpu_count()} cores"
-    if not device.lower().startswith("cuda"):
-        return processor
-    # Which of several unlike cards a number means is CUDA's own affair: all of them are named.
-    cards = sorted({name for file in _NVIDIA.glob("*/information") if (name := _field(file, "Model"))})
-    return "; ".join([" or ".join(cards), processor]) if cards else processor
-
-
-def _processor() -> str:
-    return _field(_PROCESSOR, "model name") or platform.processor() or platform.machine() or "unknown processor"
-
-
-def _field(file: Path, name: str) -> str:
-    """The first value of a name in a file of `name : value` lines; empty where there is none."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # no Linux, no driver, or not for us to read
-        return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((" ".join(value.split()) for key, _, value in pairs if key.strip() == name), "")
-
-
 def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> Latency:
     spec, facts = embedder.spec, embedder.facts if isinstance(embedder, Built) else None
     median = float(np.median(times))
-    gpu_ms = None if decode else _device_ms(embedder, batch, len(times))
+    gpu_ms = None if decode else device_ms(embedder, batch, len(times))
     return Latency(
         runtime=spec.runtime,
         precision=spec.precision,
@@ -133,8 +102,17 @@ def _row(embedder: Embedder, batch: int, decode: bool, times: list[float]) -> La
     )
 
 
-def _device_ms(embedder: Embedder, batch: int, runs: int) -> float | None:
-    """Median by the device's clock; None where there is none, or the batch is more than the engine takes at once."""
+def device_ms(embedder: Embedder, batch: int, runs: int) -> float | None:
+    """Median of the device's own time for a batch, milliseconds, where it keeps one.
+
+    Args:
+        embedder: an open engine.
+        batch: crops.
+        runs: to time; a thousand at most.
+
+    Returns:
+        None where there is no such clock, or the batch is more than the engine takes at once.
+    """
     if not isinstance(embedder, Timed):
         return None
     try:

@@ -16,7 +16,15 @@ from reidkit.deploy.network.description import describable, write_network
 from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.tensorrt_layers import CROPS, TensorRtLayers
 from reidkit.deploy.network.weights import read_tensors
-from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing, require_one_of
+from reidkit.errors import (
+    BundleError,
+    ConfigError,
+    EngineError,
+    ModelError,
+    OutputError,
+    RuntimeMissing,
+    require_one_of,
+)
 from reidkit.runtime.engine_facts import OPTIONS
 from reidkit.runtime.engine_store import (
     EngineFacts,
@@ -24,6 +32,7 @@ from reidkit.runtime.engine_store import (
     Profile,
     engine_lock,
     graph_digest,
+    read_engine,
     read_store,
     write_engine,
 )
@@ -38,7 +47,14 @@ _KINDS: dict[Precision, Kind] = {
     "float16": "float16",
     "bfloat16": "bfloat16",
 }
-_MEMORY_WORDS = ("out of memory", "outofmemory", "insufficient memory", "memory allocation", "cudamalloc")
+_MEMORY_WORDS = (
+    "out of memory",
+    "outofmemory",
+    "insufficient memory",
+    "memory allocation",
+    "requested amount of gpu memory",
+    "cudamalloc",
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +80,8 @@ def build_engine(
         precision: of the maps; statistics, pooling, GeM's power, neck and embedding layer are float32 in all of them.
         via: "network" writes the known network through TensorRT's own API, "parser" parses the ONNX graph; None takes
             the first where the network is known.
-        batches: each gives a profile, with kernels chosen for it, for all batches from the one before up to it.
+        batches: each gives a profile, with kernels chosen for it, for all batches from the one before up to it. A
+            bundle whose own batch is fixed gets a profile of that alone.
         workspace: bytes that a kernel may take beside its data; None for all there is.
         options: any of `OPTIONS`, where the flavour has them.
         effort: the builder's optimization level, 0 to 5; None takes its default, 3.
@@ -75,7 +92,7 @@ def build_engine(
         RuntimeMissing: the library, a card, or this precision or option in this version is not there.
         ModelError: a foreign graph or a network without description by "network"; weights or a graph that do not fit.
         EngineError: the builder fails; says when it was for want of memory, and what to do.
-        ConfigError: impossible batches or options.
+        ConfigError: impossible batches, workspace, effort or options.
         OutputError: the bundle cannot be written to.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -84,7 +101,10 @@ def build_engine(
         require_one_of("engine option", option, OPTIONS)
     if effort is not None and not 0 <= effort <= 5:
         raise ConfigError("The effort is out of range", got=effort, expected="0 to 5")
-    profiles = profiles_of(batches)
+    if workspace is not None and workspace < 1:
+        raise ConfigError("The workspace is out of range", got=workspace, expected="1 byte or more")
+    fixed = opened.manifest.batch
+    profiles = profiles_of(batches) if fixed is None else (Profile(fixed, fixed, fixed),)
     via = via or ("network" if describable(opened.manifest.architecture) and opened.weights else "parser")
     flavour = open_flavour(runtime)
     machine = _machine(flavour, device)
@@ -141,13 +161,21 @@ def _standing(bundle: Bundle, wanted: EngineFacts) -> EngineFacts | None:
     def what(facts: EngineFacts) -> tuple[object, ...]:
         return facts.name, facts.graph, facts.profiles, facts.options, facts.workspace
 
-    return next((facts for facts in read_store(bundle) if what(facts) == what(wanted)), None)
+    found = next((facts for facts in read_store(bundle) if what(facts) == what(wanted)), None)
+    try:
+        return found if found and read_engine(bundle, found) else None
+    except BundleError as error:
+        _logger.warning("It is built again: %s", error)
+        return None
 
 
 def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts, effort: int | None) -> EngineFacts:
     log = flavour.log()
     started = time.perf_counter()
-    builder = flavour.trt.Builder(log)
+    try:
+        builder = flavour.trt.Builder(log)
+    except TypeError as error:  # all that the library says when it gets no memory or no card
+        raise _failure(flavour, log, facts) from error
     config = flavour.config(builder, facts.precision, facts.options, facts.workspace)
     if effort is not None:
         config.builder_optimization_level = effort
@@ -188,12 +216,15 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind)
     try:
         import onnx
 
+        from reidkit.deploy.older_opset import in_opset_17
         from reidkit.deploy.typed_graph import typed_graph, value_types
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise RuntimeMissing("onnx is not installed", fix="pip install 'reidkit[onnx]'") from error
     graph = typed_graph(onnx.load(bundle.model), kind, plain_instance_norm=True)
+    if not flavour.typed:
+        graph = in_opset_17(graph)
     data = graph.SerializeToString(deterministic=True)
     parser = flavour.parser(network, log)
     if not parser.parse(data):
@@ -226,8 +257,7 @@ def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind]) -> None
 
 def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:
     spec, made = bundle.manifest.input, builder.create_optimization_profile()
-    fixed = bundle.manifest.batch
-    sizes = (profile.least, profile.best, profile.most) if fixed is None else (fixed,) * 3
+    sizes = (profile.least, profile.best, profile.most)
     made.set_shape(CROPS, *((size, spec.height, spec.width, 3) for size in sizes))
     return made
 
@@ -235,17 +265,20 @@ def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:
 class _TimingCache:
     """What kernels of a library took on a card: kept for the next build, of whatever network.
 
-    A folder that cannot be used costs a line in the log and no build.
+    A folder that cannot be used costs a line in the log and no build. TensorRT-RTX times nothing while it builds.
     """
 
     def __init__(self, flavour: Flavour, facts: EngineFacts, config: Any) -> None:
-        folder = default_folder("timing") if facts.gpu is not None else None
+        folder = default_folder("timing") if flavour.needs_card else None
+        self._file: Path | None = None
+        if folder is None:
+            return
         words = (facts.runtime, facts.version, facts.gpu or "", facts.driver or "")
         name = "-".join("".join(c if c.isalnum() or c == "." else "_" for c in word.lower()) for word in words)
-        self._file = folder / f"{name}.cache" if folder else None
+        self._file = folder / f"{name}.cache"
         self._config = config
         try:
-            data = self._file.read_bytes() if self._file and self._file.is_file() else b""
+            data = self._file.read_bytes() if self._file.is_file() else b""
         except OSError as error:
             _logger.warning("The timing cache is not used: %s", error)
             data = b""
@@ -256,7 +289,7 @@ class _TimingCache:
 
     def save(self) -> None:
         """Keeps it."""
-        cache = self._config.get_timing_cache()
+        cache = self._config.get_timing_cache() if self._file else None
         if self._file is None or cache is None:
             return
         try:
@@ -267,16 +300,16 @@ class _TimingCache:
 
 
 def _failure(flavour: Flavour, log: Any, facts: EngineFacts) -> EngineError:
-    words = " ".join(log.errors)
-    if any(word in words.lower() for word in _MEMORY_WORDS):
+    reason = log.first_error() or "no reason given"
+    if any(word in " ".join(log.errors).lower() for word in _MEMORY_WORDS):
         smaller = "1GiB" if facts.workspace is None else f"{max(1, facts.workspace >> 21)}MiB"
         return EngineError(
             f"There is not enough memory to build the engine with {flavour.runtime} {flavour.version}",
-            got=log.first_error(),
+            got=reason,
             fix=f"give kernels less: --workspace {smaller}; or build for smaller batches; or close what else runs here",
         )
     return EngineError(
         f"{flavour.runtime} {flavour.version} cannot build this engine",
-        got=log.first_error() or "no reason given",
+        got=reason,
         fix="try the other way (--via), another precision, or a larger --workspace",
     )

@@ -62,6 +62,7 @@ _QUANTIZED = frozenset({
 _TOLD = frozenset({"Shape", "Size"})  # take any type
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _SMALL_WINDOW = 64  # positions that an average may be taken over in a low type
+_WINDOW = 8  # positions a side that are averaged in a low type, at most
 _SOME_BATCH = 3  # to work out sizes with; any but 1 would do
 _OLDEST_WITH_AXES_AS_INPUT = 18  # of ReduceMean
 _WITH_BFLOAT16, _IR_OF_BFLOAT16 = 22, 10
@@ -80,8 +81,8 @@ def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool
     Args:
         model: a bundle's graph, its weights inside.
         kind: of the maps. "float32" only cleans.
-        plain_instance_norm: write instance normalisations as means, products and sums, with statistics in float32 and
-            one product and one sum on the map in the map's type. IBN-a becomes one such step over all channels, by 1
+        plain_instance_norm: write instance normalisations as means, products and sums: means of windows of a low map
+            in its type, all sums of those in float32, and one product and one sum on the map in its type. IBN-a becomes one such step over all channels, by 1
             and 0 where nothing is to change, so that no map is split and put together again.
 
     Raises:
@@ -305,10 +306,10 @@ class _Writer:
             )
         ones = (1,) * (len(shape) - 2)
         kind = "float32" if result in self._end else self._seen(x)
-        wide = self._as(x, "float32")
-        mean = self._mean(wide, result, len(shape))
-        centred = self._step("Sub", [wide, mean], result)
-        variance = self._mean(self._step("Mul", [centred, centred], result), result, len(shape))
+        mean = self._statistic(self._as(x, kind), kind, result, shape)
+        self._define(mean, "float32", "float32")
+        centred = self._step("Sub", [self._as(x, kind), self._as(mean, kind)], result)
+        variance = self._statistic(self._step("Mul", [centred, centred], result), kind, result, shape)
         epsilon = self._links.add_constant(np.array(attribute(node, "epsilon", 1e-5), np.float32), f"{result}_epsilon")
         deviation = self._step("Sqrt", [self._step("Add", [variance, epsilon], result)], result)
         a = scale = self._step("Div", [self._channels(factor, ones, result, "factor"), deviation], result)
@@ -332,6 +333,18 @@ class _Writer:
         result = free_name(f"{base}_{operator}", self._links.taken)
         self.nodes.append(helper.make_node(operator, inputs, [result], name=result, **attributes))
         return result
+
+    def _statistic(self, x: str, kind: Kind, base: str, shape: Sequence[int | None]) -> str:
+        """The mean over all positions, float32; a low map is averaged over windows first, as `TensorRtLayers` does."""
+        sides = shape[2:]
+        if kind != "float32":
+            if len(sides) == 2 and None not in sides:
+                window = [max(size for size in range(1, _WINDOW + 1) if (side or 1) % size == 0) for side in sides]
+                x = self._step("AveragePool", [x], base, kernel_shape=window, strides=window)
+            wide = free_name(f"{base}_wide", self._links.taken)
+            self._cast(x, "float32", wide)
+            x = wide
+        return self._mean(x, base, len(shape))
 
     def _mean(self, x: str, base: str, rank: int) -> str:
         axes = list(range(2, rank))

@@ -4,7 +4,7 @@ On a data set it must find the same people, too: `measure_on` embeds and ranks, 
 other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from reidkit.evaluate.embedding_cache import EmbeddingCache
 from reidkit.index import NO_NEIGHBOR, NearestScorer, Neighbors
 from reidkit.metrics.bootstrap import PairedDifference
 from reidkit.metrics.protocol import named_protocol
-from reidkit.runtime import ENGINES, RuntimeName
+from reidkit.runtime import RuntimeName, usual_device
 from reidkit.types import Embedder, EmbedderSpec, Precision, Progress, Split, Via, no_progress
 
 MAX_MAP_DROP = 0.005
@@ -154,6 +154,7 @@ def verify(
     *,
     device: str | None = None,
     precisions: Sequence[Precision | None] = (None,),
+    opener: Callable[..., Embedder] = Way.open,
 ) -> list[Parity | Refusal]:
     """Holds engines to a bundle's golden embeddings; one that cannot open it does not keep the others from it.
 
@@ -162,19 +163,22 @@ def verify(
         runtimes: to check; `reidkit.runtime.installed(bundle)` are those that are here and can open it.
         device: of the engines.
         precisions: of their arithmetic; None is what there is.
+        opener: called with way, bundle and `device=`, in place of `Way.open`.
 
     Raises:
         BundleError: the golden file does not fit the manifest.
     """
     golden = bundle.golden()
-    return [_held(bundle, way, golden, device) for way in ways_of(bundle, runtimes, precisions)]
+    return [_held(bundle, way, golden, device, opener) for way in ways_of(bundle, runtimes, precisions)]
 
 
-def _held(bundle: Bundle, way: Way, golden: Golden, device: str | None) -> Parity | Refusal:
+def _held(
+    bundle: Bundle, way: Way, golden: Golden, device: str | None, opener: Callable[..., Embedder]
+) -> Parity | Refusal:
     try:
-        return replace(check_parity(way.open(bundle, device=device), golden), via=way.via)
+        return replace(check_parity(opener(way, bundle, device=device), golden), via=way.via)
     except ReidkitError as error:
-        return Refusal(way.runtime, device or ENGINES[way.runtime].device, error, way.precision, way.via)
+        return Refusal(way.runtime, device or usual_device(way.runtime), error, way.precision, way.via)
 
 
 def check_parity(embedder: Embedder, golden: Golden) -> Parity:

@@ -40,7 +40,8 @@ def ways_of(
         runtimes: engines.
         precisions: None is what there is: the graph's own, or all that were built.
     """
-    store = read_store(bundle) if any(ENGINES[name].built for name in runtimes) else []
+    built_first = [name for name, engine in ENGINES.items() if engine.built and name in runtimes]
+    store = read_store(bundle) if built_first else []
     ways: list[Way] = []
     for runtime in runtimes:
         for precision in precisions:

@@ -21,7 +21,7 @@ import importlib
 import importlib.metadata
 import json
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from reidkit.errors import DataError, ImageError, unknown_name
 from reidkit.evaluate.npz import Header, NpzFile, open_npz
 from reidkit.imaging import open_image
 from reidkit.manifest import Tta
-from reidkit.runtime import ENGINES
+from reidkit.runtime import ENGINES, Engine
 from reidkit.runtime.pipeline import Extraction, OnUnreadable
 from reidkit.types import EmbedderSpec
 
@@ -69,14 +69,18 @@ def open_cache(
     Raises:
         ConfigError: no engine has the name that the spec says.
     """
-    if spec.runtime not in ENGINES:
-        raise unknown_name("runtime", spec.runtime, ENGINES)
+    known: dict[str, Engine] = {**ENGINES}
+    runtimes = spec.runtime.split("+")  # several, where each has its batches
+    for runtime in runtimes:
+        if runtime not in known:
+            raise unknown_name("runtime", runtime, known)
     manifest = bundle.manifest
     sources = cache.sources_sha256(Path(reidkit.__file__).parent, _DECISIVE)
     facts = {
         "format": _FORMAT,
         "reidkit": {"version": reidkit.__version__, "sources": sources},
-        "libraries": {"pillow": PIL.__version__} | _library_versions(bundle, ENGINES[spec.runtime].library),
+        "libraries": {"pillow": PIL.__version__}
+        | _library_versions(bundle, {known[name].library for name in runtimes}),
         "bundle": {name: digest for name, digest in manifest.files.items() if name != GOLDEN},
         "architecture": to_dict(manifest.architecture),
         "embedder": to_dict(spec),
@@ -85,10 +89,10 @@ def open_cache(
     return EmbeddingCache(folder, facts, spec=spec, tta=tta, limit=limit)
 
 
-def _library_versions(bundle: Bundle, library: str) -> dict[str, str]:
-    versions = {library: str(importlib.import_module(library).__version__)}
+def _library_versions(bundle: Bundle, libraries: Collection[str]) -> dict[str, str]:
+    versions = {library: str(importlib.import_module(library).__version__) for library in sorted(libraries)}
     architecture = bundle.manifest.architecture
-    if library == "torch" and architecture is not None and architecture.backbone.family == "timm":
+    if "torch" in libraries and architecture is not None and architecture.backbone.family == "timm":
         versions["timm"] = importlib.metadata.version("timm")
     return versions
 

@@ -223,21 +223,45 @@ def _plain_first(a: Accuracy) -> tuple[str | bool, ...]:
 def _speed(measured: Sequence[Latency], name: str) -> list[Block]:
     if not measured:
         return [Words(f"Latency: {NOT_MEASURED}. How to measure:"), _how(f"reid bench {name}")]
-    columns = ("engine", "precision", "decoding")
-    numbers = ("batch", "median ms", "p90 ms", "images/s", "runs")
     tables: list[Block] = []
     for machine in sorted({row.machine for row in measured}):
-        rows = [
-            (
-                *(f"{row.runtime} on {row.device}", row.precision, "with" if row.decode else "without", str(row.batch)),
-                *(f"{row.median_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.images_per_second:,.1f}", f"{row.runs:,}"),
-            )
-            for row in sorted(measured, key=lambda r: (r.runtime, r.precision, r.device, r.decode, r.batch))
-            if row.machine == machine
-        ]
-        tables.append(Table(f"On {machine}", (*columns, *numbers), rows, len(numbers)))
-    words = "Time of one batch from crops to embeddings; with decoding, from JPEG files. p90: nine of ten are as fast."
-    return [*tables, Words(words)]
+        here = sorted((row for row in measured if row.machine == machine), key=_engine_first)
+        tables.append(_latencies(f"On {machine}", here))
+    words = [
+        "Time of one batch from crops to embeddings; with decoding, from JPEG files. p90: nine of ten are as fast."
+    ]
+    if any(row.gpu_ms is not None for row in measured):
+        words.append("GPU ms: the card's own median, crops and embeddings staying there.")
+    return [*tables, Words(" ".join(words))]
+
+
+def _latencies(title: str, rows: Sequence[Latency]) -> Table:
+    """Rows of one machine; what none of them knows has no column."""
+    words = {
+        "engine": [f"{_engine(row)} on {row.device}" for row in rows],
+        "precision": [row.precision for row in rows],
+        "decoding": ["with" if row.decode else "without" for row in rows],
+    }
+    numbers = {
+        "batch": [str(row.batch) for row in rows],
+        "median ms": [f"{row.median_ms:.2f}" for row in rows],
+        "p90 ms": [f"{row.p90_ms:.2f}" for row in rows],
+        "GPU ms": ["" if row.gpu_ms is None else f"{row.gpu_ms:.3f}" for row in rows],
+        "images/s": [f"{row.images_per_second:,.1f}" for row in rows],
+        "runs": [f"{row.runs:,}" for row in rows],
+        "engine MB": ["" if row.engine_bytes is None else f"{row.engine_bytes / 1e6:.1f}" for row in rows],
+    }
+    numbers = {name: cells for name, cells in numbers.items() if any(cells)}
+    cells = list(zip(*words.values(), *numbers.values(), strict=True))
+    return Table(title, (*words, *numbers), cells, len(numbers))
+
+
+def _engine(row: Latency) -> str:
+    return row.runtime if row.via is None else f"{row.runtime} by {row.via}"
+
+
+def _engine_first(row: Latency) -> tuple[str | bool | int, ...]:
+    return (row.runtime, row.via or "", row.precision, row.device, row.decode, row.batch)
 
 
 def _how(*commands: str) -> Code:

@@ -4,15 +4,18 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, unknown_name
 from reidkit.runtime.contract import Opening
 from reidkit.runtime.engine_store import read_store
+from reidkit.runtime.machine import has_card
 from reidkit.types import Embedder, Precision, Via
 
-RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "inductor", "tensorrt", "tensorrt-rtx"]
+RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "inductor", "tensorrt", "tensorrt-rtx", "auto"]
+RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+"""What `load` takes: the engines, and "auto" for what `reid build --runtime auto` has found to be the fastest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,13 @@ def installed(bundle: Bundle | None = None) -> list[RuntimeName]:
     return names
 
 
+def usual_device(runtime: RuntimeName) -> str:
+    """Where a runtime runs unless somebody says otherwise; "auto" on a card where there is one."""
+    if runtime == "auto":
+        return "cuda" if has_card() else "cpu"
+    return ENGINES[runtime].device
+
+
 def load(
     bundle: Bundle | Path | str,
     runtime: RuntimeName = "onnxruntime",
@@ -79,9 +89,10 @@ def load(
 
     Args:
         bundle: a path, or a bundle that is open already.
-        runtime: the engine.
+        runtime: the engine; "auto" takes the fastest, which `reid build --runtime auto` has found for this machine.
         device: "cpu"; "cuda" or "cuda:N" for onnxruntime, pytorch, inductor and tensorrt; "gpu", "gpu.N" or "npu" for
-            openvino. None takes the processor, or the first card for engines that run on nothing else.
+            openvino. None takes the processor, or the first card for engines that run on nothing else, and for "auto"
+            where there is one.
         threads: that one call may use on the processor; None leaves it to the engine.
         precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built.
         via: "network" or "parser", for engines that were built both ways; None takes the first.
@@ -89,7 +100,7 @@ def load(
     Raises:
         BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
         RuntimeMissing: the engine's library or device is not on this machine, it cannot run this bundle, or nothing
-            that fits was built for it.
+            that fits was built for it; or for "auto", nothing was chosen here, or it does not fit any more.
         ConfigError: no engine of this name.
 
     Example:
@@ -98,9 +109,14 @@ def load(
         >>> embedder.embed(np.zeros((2, 256, 128, 3), np.uint8)).shape     # doctest: +SKIP
         (2, 512)
     """
-    if runtime not in ENGINES:
-        raise unknown_name("runtime", runtime, ENGINES)
+    if runtime not in RUNTIMES:
+        raise unknown_name("runtime", runtime, RUNTIMES)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opening = Opening(runtime, usual_device(runtime) if device is None else device, threads, precision, via)
+    if runtime == "auto":
+        from reidkit.runtime import auto  # which loads engines itself
+
+        return auto.open_embedder(opened, opening)
     engine = ENGINES[runtime]
     if engine.needs_weights and opened.weights is None:
         raise RuntimeMissing(
@@ -116,9 +132,7 @@ def load(
             f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
         ) from error
     try:
-        return module.open_embedder(
-            opened, Opening(runtime, engine.device if device is None else device, threads, precision, via)
-        )
+        return module.open_embedder(opened, opening)
     except ReidkitError:
         raise
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run

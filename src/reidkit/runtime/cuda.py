@@ -20,7 +20,8 @@ _SUCCESS = cudart.cudaError_t.cudaSuccess
 _NO_MEMORY = cudart.cudaError_t.cudaErrorMemoryAllocation
 _TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-_THREAD = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+_ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+_RELAXED = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
 
 _taken = 0  # allocations of this process so far
 
@@ -195,6 +196,10 @@ class Stream:
         """Queues a copy to pinned bytes."""
         checked(cudart.cudaMemcpyAsync(target, source, size, _TO_HOST, self.handle))
 
+    def on_device(self, target: int, source: int, size: int) -> None:
+        """Queues a copy from one place of the device to another."""
+        checked(cudart.cudaMemcpyAsync(target, source, size, _ON_DEVICE, self.handle))
+
     def wait_for(self, event: "Event") -> None:
         """Lets what is queued next wait for an event."""
         checked(cudart.cudaStreamWaitEvent(self.handle, event.handle, 0))
@@ -211,11 +216,13 @@ class Stream:
     def capture(self) -> Iterator["Capture"]:
         """What the block queues becomes a graph, and is not run. A block that fails leaves the stream usable."""
         captured = Capture()
-        checked(cudart.cudaStreamBeginCapture(self.handle, _THREAD))
+        checked(cudart.cudaStreamBeginCapture(self.handle, _RELAXED))
         try:
             yield captured
         except BaseException:
-            cudart.cudaStreamEndCapture(self.handle)
+            error, graph = cudart.cudaStreamEndCapture(self.handle)
+            if error == _SUCCESS:
+                cudart.cudaGraphDestroy(graph)
             cudart.cudaGetLastError()
             raise
         captured.graph = Graph(checked(cudart.cudaStreamEndCapture(self.handle)))

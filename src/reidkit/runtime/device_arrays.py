@@ -15,7 +15,7 @@ from reidkit.runtime.cuda import DeviceMemory
 
 _CUDA = 2  # DLPack's kDLCUDA
 _MANAGED = 13  # kDLCUDAManaged
-_CAPSULE = b"dltensor"
+_DEFAULT_STREAM, _NO_STREAM = 1, -1  # DLPack: "make the default stream wait", "wait for nothing"
 _CODES = {0: "i", 1: "u", 2: "f"}  # DLPack's kinds of numbers, as numpy writes them
 
 
@@ -28,54 +28,78 @@ class DeviceView:
         shape: of its axes.
         dtype: of its numbers.
         owner: what keeps the memory alive.
+        stream: number of the CUDA stream that has to be waited for; None where the values are complete.
     """
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     owner: object
+    stream: int | None = None
 
 
-def read_device_array(array: Any, *, device: int) -> DeviceView:
+def read_device_array(array: Any, *, device: int, stream: int | None = None) -> DeviceView:
     """Where an array lies on a card, without a copy.
 
+    DLPack goes first, for it also says on which card that is and lets the default stream wait for whoever fills it.
+
     Args:
-        array: with `__cuda_array_interface__`, or with `__dlpack__` and `__dlpack_device__`.
-        device: number of the card that it has to be on; the first interface does not say, and is believed.
+        array: with `__dlpack__` and `__dlpack_device__`, or with `__cuda_array_interface__`.
+        device: number of the card that it has to be on; the second interface does not say, and is believed.
+        stream: CUDA stream that makes the array, as a number; None asks the array.
 
     Raises:
         InputError: neither interface, another device, no C-contiguous layout, or numbers that numpy has not.
     """
-    described = getattr(array, "__cuda_array_interface__", None)
-    if described is not None:
-        dtype, shape = np.dtype(described["typestr"]), tuple(int(size) for size in described["shape"])
-        _check_contiguous(shape, described.get("strides"), dtype.itemsize)
-        return DeviceView(int(described["data"][0]), shape, dtype, array)
-    if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+    if isinstance(array, DeviceArray):
+        if array.device != device:
+            raise _elsewhere(_CUDA, array.device, device)
+        described = array.__cuda_array_interface__
+    elif hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        return _lent(array, device, stream)
+    else:
+        described = getattr(array, "__cuda_array_interface__", None)
+    if described is None:
         raise InputError(
             "This is no array on a card",
             got=type(array).__name__,
             expected="__cuda_array_interface__ or DLPack",
             fix="give arrays of the host to `embed`",
         )
+    dtype, shape = np.dtype(described["typestr"]), tuple(int(size) for size in described["shape"])
+    _check_contiguous(shape, described.get("strides"), dtype.itemsize)
+    waited = described.get("stream") if stream is None else stream
+    return DeviceView(int(described["data"][0]), shape, dtype, array, waited)
+
+
+def _lent(array: Any, device: int, stream: int | None) -> DeviceView:
     kind, index = (int(value) for value in array.__dlpack_device__())
     if kind not in (_CUDA, _MANAGED) or index != device:
-        raise InputError(
-            "The array is on another device", got=f"DLPack device {kind}:{index}", expected=f"cuda:{device}"
-        )
-    capsule = array.__dlpack__()
-    tensor = ctypes.cast(_pointer(capsule, _CAPSULE), ctypes.POINTER(_ManagedTensor)).contents.tensor
-    if tensor.dtype.lanes != 1 or tensor.dtype.code not in _CODES:
-        raise InputError("The array holds numbers that are not known here", got=f"DLPack code {tensor.dtype.code}")
-    dtype = np.dtype(f"{_CODES[tensor.dtype.code]}{tensor.dtype.bits // 8}")
+        raise _elsewhere(kind, index, device)
+    try:
+        capsule = array.__dlpack__(stream=_DEFAULT_STREAM if stream is None else _NO_STREAM)
+    except BufferError as error:
+        raise InputError("The array does not let itself be read", got=error) from error
+    tensor = _tensor_in(capsule)
+    try:
+        dtype = np.dtype(f"{_CODES[tensor.dtype.code]}{tensor.dtype.bits / 8:g}" if tensor.dtype.lanes == 1 else "")
+    except (KeyError, TypeError) as error:
+        got = f"DLPack code {tensor.dtype.code}, {tensor.dtype.lanes} x {tensor.dtype.bits} bits"
+        raise InputError("The array holds numbers that are not known here", got=got) from error
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
     strides = [tensor.strides[axis] * dtype.itemsize for axis in range(tensor.ndim)] if tensor.strides else None
     _check_contiguous(shape, strides, dtype.itemsize)
-    return DeviceView(tensor.data + tensor.byte_offset, shape, dtype, capsule)
+    address = (tensor.data or 0) + tensor.byte_offset  # an empty array may lie nowhere
+    # The capsule is never consumed: it gives the array back when it is collected.
+    return DeviceView(address, shape, dtype, capsule, _DEFAULT_STREAM if stream is None else stream)
+
+
+def _elsewhere(kind: int, index: int, device: int) -> InputError:
+    return InputError("The array is on another device", got=f"DLPack device {kind}:{index}", expected=f"cuda:{device}")
 
 
 def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
-    if strides is None:
+    if strides is None or 0 in shape:
         return
     step = itemsize
     for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
@@ -120,9 +144,35 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, self.device
 
-    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
-        """A DLPack capsule; the values are complete, so no stream has to be waited for."""
-        return _Lent.capsule(self)
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule of the oldest kind; the values are complete, so no stream has to be waited for.
+
+        Raises:
+            BufferError: it is asked for on another device, or as a copy.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("an array on a card is lent as it is: neither copied nor brought elsewhere")
+        # NumPy makes the capsule, around an array that it never looks into: its deleter and destructor are C, and so
+        # work at any time, also while an exception is on its way or Python ends.
+        capsule = np.asarray(_Held(self)).__dlpack__()
+        tensor = _tensor_in(capsule)
+        tensor.device_type, tensor.device_id = _CUDA, self.device
+        return capsule
+
+
+class _Held:
+    """Lets NumPy hold an array on a card, which lives as long as NumPy's does."""
+
+    def __init__(self, array: DeviceArray) -> None:
+        self._array = array
+        self.__array_interface__ = array.__cuda_array_interface__
 
 
 class _DataType(ctypes.Structure):
@@ -130,6 +180,8 @@ class _DataType(ctypes.Structure):
 
 
 class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h, as it has been since its first version."""
+
     _fields_: ClassVar = [
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
@@ -142,59 +194,11 @@ class _Tensor(ctypes.Structure):
     ]
 
 
-class _ManagedTensor(ctypes.Structure):
-    _fields_: ClassVar = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
-
-
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
-_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+_pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
 
 
-class _Lent:
-    """Arrays that other libraries hold through DLPack: each lives until its deleter is called."""
-
-    _arrays: ClassVar[dict[int, tuple[Any, ...]]] = {}
-
-    @classmethod
-    def capsule(cls, array: DeviceArray) -> Any:
-        shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
-        code = {kind: code for code, kind in _CODES.items()}[array.dtype.kind]
-        tensor = _Tensor(
-            array.__cuda_array_interface__["data"][0],
-            _CUDA,
-            array.device,
-            len(array.shape),
-            _DataType(code, 8 * array.dtype.itemsize, 1),
-            ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64)),
-            None,
-            0,
-        )
-        managed = _ManagedTensor(tensor, None, ctypes.cast(_release, ctypes.c_void_p))
-        address = ctypes.addressof(managed)
-        cls._arrays[address] = (array, managed, shape)
-        return _new_capsule(address, _CAPSULE, ctypes.cast(_release_capsule, ctypes.c_void_p))
-
-    @classmethod
-    def release(cls, address: int) -> None:
-        cls._arrays.pop(address, None)
-
-
-@_Deleter
-def _release(address: int) -> None:
-    _Lent.release(address)
-
-
-@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-def _release_capsule(capsule: int) -> None:
-    # A capsule that nobody took is still called so; whoever took it has given it another name, and releases it.
-    if _is_valid(capsule, _CAPSULE):
-        _Lent.release(_raw_pointer(capsule, _CAPSULE))
+def _tensor_in(capsule: Any) -> _Tensor:
+    """The description in a capsule, which begins with it; valid as long as the capsule lives and is not consumed."""
+    return _Tensor.from_address(_pointer_in(capsule, b"dltensor"))

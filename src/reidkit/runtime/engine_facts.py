@@ -1,4 +1,4 @@
-"""What is known of a built engine, and whether that fits a graph, a library and a card."""
+"""What is known of built engines and of the fastest ones, and whether an engine fits a graph, a library and a card."""
 
 import hashlib
 import json
@@ -130,6 +130,53 @@ class EngineFacts:
     def file(self) -> str:
         """Name of the engine's file."""
         return f"{self.name}-{self.sha256[:16]}.engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The engine for a range of batches.
+
+    Attributes:
+        most: largest batch of the range, which begins above that of the pick before; None for all that are left.
+        runtime: name of the engine, as `reidkit.load` takes it.
+        precision: of the arithmetic.
+        via: how the network came to the builder, where it was built.
+        build: sha256 of the engine, where it was built.
+    """
+
+    most: int | None
+    runtime: str
+    precision: Precision
+    via: Via | None = None
+    build: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The fastest of the engines that passed verification, on one device of one machine.
+
+    Attributes:
+        machine: as `reidkit.runtime.machine.machine` calls it.
+        device: in the engines' own words.
+        graph: sha256 of the bundle's ONNX graph.
+        precision: that was asked for; an engine in it may have been slower, or none.
+        picks: by their batches; the last one has no end.
+        timed: median milliseconds of the fastest, by batch size.
+        created: ISO 8601, UTC.
+    """
+
+    machine: str
+    device: str
+    graph: str
+    precision: Precision
+    picks: tuple[Pick, ...]
+    timed: tuple[tuple[int, float], ...] = ()
+    created: str | None = None
+
+    def __post_init__(self) -> None:
+        ends = [math.inf if pick.most is None else pick.most for pick in self.picks]
+        if not ends or ends[-1] != math.inf or any(a >= b for a, b in zip([0, *ends], ends, strict=False)):
+            raise ConfigError("The ranges of batches are out of order", got=[pick.most for pick in self.picks])
 
 
 def graph_digest(bundle: Bundle, via: Via) -> str:

@@ -3,7 +3,7 @@
     NAME.reid/engines/
         tensorrt-8.6.0-nvidia-h200-float16-network.json                      `EngineFacts`
         tensorrt-8.6.0-nvidia-h200-float16-network-1f0c5a1e9b4d7730.engine   what the builder made, by its sha256
-        auto-nvidia-h200.json                                                `Choice`: what was fastest on that machine
+        auto-cuda-nvidia-h200-some-xeon-r-16-of-64-cores.json                `Choice`: what was fastest on that machine
 
 An engine is native code: its bytes are handed to a library only when their sha256 is the recorded one, and facts and
 graph fit. That finds damage and mix-ups, not malice: who can write the engine can write the facts. Take engines only
@@ -23,7 +23,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from reidkit.atomic import output_file
 from reidkit.bundle import Bundle
 from reidkit.config import from_dict, to_dict
 from reidkit.errors import BundleError, ConfigError, OutputError, RuntimeMissing
-from reidkit.runtime.engine_facts import EngineFacts, Machine, graph_digest, misfits, runs_on, slug
+from reidkit.runtime.engine_facts import Choice, EngineFacts, Machine, graph_digest, misfits, runs_on, slug
 from reidkit.runtime.engine_facts import Profile as Profile  # noqa: PLC0414 (so that one import serves whoever builds)
 from reidkit.types import Precision, Via
 
@@ -270,31 +270,6 @@ def engine_lock(bundle: Bundle, name: str, *, waiting: Callable[[], None] | None
         lock.release()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The engine that was the fastest of those that passed verification, on one machine.
-
-    Attributes:
-        machine: name of its card, or of its processor where the engine runs on that.
-        runtime: name of the engine, as `reidkit.load` takes it.
-        precision: of the arithmetic.
-        device: in the engine's own words.
-        graph: sha256 of the bundle's ONNX graph.
-        via: how the network came to the builder, where it was built.
-        timed: median milliseconds by batch size.
-        created: ISO 8601, UTC.
-    """
-
-    machine: str
-    runtime: str
-    precision: Precision
-    device: str
-    graph: str
-    via: Via | None = None
-    timed: tuple[tuple[int, float], ...] = ()
-    created: str | None = None
-
-
 def record_choice(bundle: Bundle, choice: Choice) -> None:
     """Keeps what was the fastest on a machine, in place of what was kept for it.
 
@@ -302,26 +277,37 @@ def record_choice(bundle: Bundle, choice: Choice) -> None:
         OutputError: the bundle cannot be written to.
         BundleError: the folder of engines is a link.
     """
-    with output_file(_place(bundle, f"{_CHOICE}{slug(choice.machine)}.json")) as temporary:
+    with output_file(_choice_place(bundle, choice.machine, choice.device)) as temporary:
         temporary.write_text(_facts_text(choice), encoding="utf-8")
 
 
-def read_choice(bundle: Bundle, machine: str) -> Choice | None:
+def read_choice(bundle: Bundle, machine: str, device: str) -> Choice | None:
     """What was the fastest on a machine; None where nobody measured this graph there.
 
     Args:
         bundle: the model.
-        machine: name of the card or processor, as it was recorded.
+        machine: its name, as it was recorded.
+        device: that the engines were to run on, as it was recorded.
 
     Raises:
         BundleError: what was kept cannot be read.
     """
-    file = _place(bundle, f"{_CHOICE}{slug(machine)}.json")
+    file = _choice_place(bundle, machine, device)
     if not file.exists():
         return None
-    choice = _parse(file, Choice, "run `reid build --runtime auto` again")
-    known = choice.machine == machine and choice.graph == graph_digest(bundle, "parser")
+    choice = _parse(file, Choice, choose_command(bundle, device=device))
+    known = (choice.machine, choice.device, choice.graph) == (machine, device, graph_digest(bundle, "parser"))
     return choice if known else None
+
+
+def choose_command(bundle: Bundle, *, device: str | None = None) -> str:
+    """The command that finds the fastest engine, ready for a shell."""
+    words = ["reid", "build", str(bundle.path), "--runtime", "auto"]
+    return shlex.join(words + (["--device", device] if device else []))
+
+
+def _choice_place(bundle: Bundle, machine: str, device: str) -> Path:
+    return _place(bundle, f"{_CHOICE}{slug(device)}-{slug(machine)}.json")
 
 
 def _scan(bundle: Bundle) -> tuple[list[EngineFacts], dict[str, BundleError]]:

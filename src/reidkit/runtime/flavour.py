@@ -5,6 +5,7 @@
 | batch | explicit by a flag | always explicit | always explicit | always explicit |
 | types | the network's by `precision` of each layer, with flags | in the network | in the network | in the network |
 | shapes are | int32 | int64 | int64 | int64 |
+| ONNX | to opset 17; in 18 it ignores the axes of reductions, in silence | newer | newer | newer |
 | kernels of cuDNN and cuBLAS | by default | none | none | none |
 | two contexts on one profile | by a preview flag | yes | yes | yes |
 | bfloat16 | no | yes | yes | yes |
@@ -51,11 +52,6 @@ class Flavour:
         return self.runtime == "tensorrt-rtx" or self._major >= 10
 
     @property
-    def shape_type(self) -> Any:
-        """Type of a tensor that holds sizes."""
-        return self.trt.int64 if self.typed else self.trt.int32
-
-    @property
     def precisions(self) -> tuple[Precision, ...]:
         """That it can build."""
         return ("float32", "tf32", "float16", "bfloat16") if self.typed else ("float32", "tf32", "float16")
@@ -82,9 +78,9 @@ class Flavour:
     def parser(self, network: Any, log: Any) -> Any:
         """An ONNX parser that makes layers of the network of instance normalisations, and no plugins."""
         parser = self.trt.OnnxParser(network, log)
-        flags = getattr(self.trt, "OnnxParserFlag", None)
-        if hasattr(flags, "NATIVE_INSTANCENORM"):
-            parser.set_flag(flags.NATIVE_INSTANCENORM)
+        native = getattr(getattr(self.trt, "OnnxParserFlag", None), "NATIVE_INSTANCENORM", None)
+        if native is not None:
+            parser.set_flag(native)
         return parser
 
     def config(self, builder: Any, precision: Precision, options: Sequence[str], workspace: int | None) -> Any:
@@ -163,15 +159,19 @@ def open_flavour(runtime: str) -> Flavour:
     name = LIBRARIES[runtime]
     try:
         trt = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise RuntimeMissing(f"{name} is not installed", fix=f"pip install 'reidkit[{runtime}]'") from error
     except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise RuntimeMissing(f"{name} is not installed", fix=f"pip install 'reidkit[{runtime}]'") from error
         raise RuntimeMissing(
             f"{name} cannot be loaded", got=str(error).partition("\n")[0], fix="run `reid doctor`"
         ) from error
+    if not hasattr(trt, "Builder"):  # a folder of that name, or a package that was to fetch the library and did not
+        raise RuntimeMissing(f"{name} is there without the library", got=_place(trt), fix="run `reid doctor`")
     return Flavour(runtime, trt)
+
+
+def _place(module: ModuleType) -> str:
+    return str(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), module.__name__))
 
 
 def _log_of(trt: ModuleType) -> Any:
@@ -198,6 +198,6 @@ def _log_of(trt: ModuleType) -> Any:
 
         def first_error(self) -> str | None:
             """The first of the errors that were kept, without where in the library's source it was raised."""
-            return re.sub(r"^\S+\.cpp::\S+::\d+\]? ?", "", self.errors[0]).strip() if self.errors else None
+            return re.sub(r"^(\d+: )?\[[^\[\]]+::\d+\] *", "", self.errors[0]).strip() if self.errors else None
 
     return Log()

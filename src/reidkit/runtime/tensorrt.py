@@ -75,10 +75,10 @@ class TensorRtEmbedder:
         """Maps crops that are on the card to embeddings that stay there; nothing passes through the host.
 
         Args:
-            crops: uint8 (n, height, width, 3), C-contiguous, on this device: anything with
-                `__cuda_array_interface__` or DLPack (PyTorch, CuPy, Numba, JAX); n at most the engine's largest batch.
+            crops: uint8 (n, height, width, 3), C-contiguous, on this device: anything with DLPack or
+                `__cuda_array_interface__` (PyTorch, CuPy, Numba, JAX); n at most the engine's largest batch.
             out: float32 (n, dim), C-contiguous, likewise; None makes a new array, the only memory that is taken.
-            stream: CUDA stream that makes the crops, as a number: it is waited for. None says that they are ready.
+            stream: CUDA stream that makes the crops, as a number: it is waited for. None asks the arrays for theirs.
 
         Returns:
             `out`, or an array with both interfaces; finished when this returns.
@@ -86,7 +86,8 @@ class TensorRtEmbedder:
         Raises:
             InputError: another type, shape, layout or device; or more crops than the engine takes at once.
         """
-        given = read_device_array(crops, device=self._device)
+        cuda.use(self._device)
+        given = read_device_array(crops, device=self._device, stream=stream)
         wanted = self._crop_shape
         if given.dtype != np.uint8 or len(given.shape) != 4 or given.shape[1:] != wanted:
             raise InputError(
@@ -95,28 +96,33 @@ class TensorRtEmbedder:
                 expected=f"uint8 (n, {', '.join(map(str, wanted))}), RGB",
             )
         count, shape = given.shape[0], (given.shape[0], self.spec.dim)
-        if not 1 <= count <= self._most:
-            raise InputError(
-                "The engine does not take so many crops at once",
-                got=count,
-                expected=f"1 to {self._most}",
-                fix=f"give fewer at once, or build for more: reid build --batch {max(count, 1)}",
-            )
+        if count:
+            self._check_batch(count)
         result = DeviceArray.new(shape, np.dtype(np.float32), device=self._device) if out is None else out
-        target = read_device_array(result, device=self._device)
+        target = read_device_array(result, device=self._device, stream=stream)
         if target.dtype != np.float32 or target.shape != shape:
             got = f"{target.dtype} {target.shape}"
             raise InputError("The output does not fit the crops", got=got, expected=f"float32 {shape}")
-        with self._lane() as lane:
-            lane.run_on_device(given.address, target.address, count, stream)
+        streams = dict.fromkeys(view.stream for view in (given, target) if view.stream is not None)
+        if count:
+            with self._lane() as lane:
+                lane.run_on_device(given.address, target.address, count, tuple(streams))
         return result
 
     def device_seconds(self, batch: int, runs: int) -> list[float]:
         """Time on the card of one batch, crops and embeddings staying there; by CUDA events, one graph launch each."""
-        if not 1 <= batch <= self._most:
-            raise InputError("The engine does not take so many crops at once", got=batch, expected=f"1 to {self._most}")
+        self._check_batch(batch)
         with self._lane() as lane:
             return lane.time(batch, runs)
+
+    def _check_batch(self, batch: int) -> None:
+        if self.facts.profiles[0].least <= batch <= self._most:
+            return
+        problem = "The engine does not take so many crops at once"
+        if self.spec.batch is not None:
+            raise InputError(problem, got=batch, expected=f"{self.spec.batch}, which is fixed in the graph")
+        fix = f"give fewer at once, or build for more: reid build --batch {batch}" if batch > 0 else None
+        raise InputError(problem, got=batch, expected=f"1 to {self._most}", fix=fix)
 
     @property
     def _lane_bytes(self) -> int:
@@ -260,13 +266,19 @@ class _Lane:
         slot.finished.synchronize()
         result[start:stop] = slot.embeddings_out[: stop - start]
 
-    def run_on_device(self, crops: int, embeddings: int, batch: int, stream: int | None) -> None:
-        """Embeds crops at one address of the card to another."""
+    def run_on_device(self, crops: int, embeddings: int, batch: int, streams: Sequence[int]) -> None:
+        """Embeds crops at one address of the card to another, when these streams have made them.
+
+        Through the slot's own buffers: a copy costs microseconds, capturing a graph for every address milliseconds; and
+        TensorRT wants addresses in steps of 256 bytes, which a part of somebody's array has not.
+        """
         slot = self._slots[0]
-        graph = self._graph(slot, batch, crops, embeddings, to_host=False)
-        if stream is not None:
+        graph = self._graph(slot, batch, slot.crops.address, slot.embeddings.address, to_host=False)
+        for stream in streams:
             cuda.wait_for_stream(slot.stream, stream)
+        slot.stream.on_device(slot.crops.address, crops, batch * self._crop_bytes)
         slot.stream.launch(graph)
+        slot.stream.on_device(embeddings, slot.embeddings.address, batch * self._row_bytes)
         slot.stream.synchronize()
 
     def time(self, batch: int, runs: int) -> list[float]:

@@ -1,0 +1,117 @@
+"""The one place where commands open engines: as they are, or with `--rebuild`, built again where they do not fit."""
+
+from collections.abc import Sequence
+
+from reidkit.bundle import Bundle
+from reidkit.cli import console
+from reidkit.deploy.bench import BATCHES
+from reidkit.deploy.build import build_engine
+from reidkit.deploy.choose import check_card, choose
+from reidkit.deploy.ways import Way
+from reidkit.errors import BundleError, RuntimeMissing
+from reidkit.runtime import ENGINES, RuntimeName, load, usual_device
+from reidkit.runtime.engine_facts import EngineFacts
+from reidkit.runtime.engine_store import read_choice, read_store
+from reidkit.runtime.machine import machine
+from reidkit.types import Embedder, Precision, Via
+
+_WITHOUT_WEIGHTS = "weight-stripped"
+
+
+def open_embedder(
+    bundle: Bundle,
+    runtime: RuntimeName,
+    *,
+    device: str | None = None,
+    precision: Precision | None = None,
+    via: Via | None = None,
+    rebuild: bool = False,
+) -> Embedder:
+    """Opens a bundle on an engine, as `reidkit.load` does.
+
+    Args:
+        bundle: the model.
+        runtime: the engine.
+        device: in the engine's own words.
+        precision: of the arithmetic; None takes what there is.
+        via: how the network came to the builder; None takes what there is.
+        rebuild: of engines that have to be built: one that does not fit this machine or this graph, is damaged or is
+            not there is built first, with the settings that the store has of it or the usual ones. For "auto" the
+            fastest is found again. Nothing is ever built without this.
+
+    Raises:
+        RuntimeMissing, BundleError, ConfigError, ModelError, EngineError: as `reidkit.load`, and with `rebuild` as
+            `reidkit.deploy.build.build_engine` and `reidkit.deploy.choose.choose`. Where engines of several precisions
+            were built and none was asked for, none is built.
+    """
+    try:
+        return load(bundle, runtime, device=device, precision=precision, via=via)
+    except (RuntimeMissing, BundleError) as error:
+        if not rebuild or not (runtime == "auto" or ENGINES[runtime].built):
+            raise
+        last = _last_built(bundle, runtime, precision, via)
+        if len({facts.precision for facts in last}) > 1 or (last and _WITHOUT_WEIGHTS in last[0].options):
+            raise  # which is to be built again is not said; or again it would have no weights
+        console.note(error.problem)
+    device = usual_device(runtime) if device is None else device
+    if runtime == "auto":
+        _choose_again(bundle, device, precision)
+    else:
+        check_card(runtime, device)
+        facts = _build_again(bundle, runtime, device, precision, via, last)
+        precision, via = facts.precision, facts.via
+    return load(bundle, runtime, device=device, precision=precision, via=via)
+
+
+def open_way(way: Way, bundle: Bundle, *, device: str | None = None, rebuild: bool = False) -> Embedder:
+    """Opens a bundle in a way; see `open_embedder`."""
+    return open_embedder(bundle, way.runtime, device=device, precision=way.precision, via=way.via, rebuild=rebuild)
+
+
+def _last_built(
+    bundle: Bundle, runtime: RuntimeName, precision: Precision | None, via: Via | None
+) -> list[EngineFacts]:
+    """Of the engines in the store those that were asked for, by network first, the youngest first."""
+    asked = [
+        facts
+        for facts in read_store(bundle)
+        if facts.runtime == runtime and precision in (None, facts.precision) and via in (None, facts.via)
+    ]
+    return sorted(asked, key=lambda facts: (facts.via == "network", facts.created or ""), reverse=True)
+
+
+def _build_again(
+    bundle: Bundle,
+    runtime: RuntimeName,
+    device: str,
+    precision: Precision | None,
+    via: Via | None,
+    last: Sequence[EngineFacts],
+) -> EngineFacts:
+    """Builds the engine that was asked for as it was built last; where none was, as is usual."""
+    with console.spinner(f"building for {runtime}; this takes minutes"):
+        if not last:
+            return build_engine(bundle, runtime, precision=precision or "float16", via=via, device=device, rebuild=True)
+        return build_engine(
+            bundle,
+            runtime,
+            precision=last[0].precision,
+            via=last[0].via,
+            batches=[profile.most for profile in last[0].profiles],
+            workspace=last[0].workspace,
+            options=last[0].options,
+            device=device,
+            rebuild=True,
+        )
+
+
+def _choose_again(bundle: Bundle, device: str, precision: Precision | None) -> None:
+    """Finds the fastest again, at the batches of last time."""
+    try:
+        last = read_choice(bundle, machine(device), device)
+    except BundleError:  # damaged, and to be replaced
+        last = None
+    precision = precision or (last.precision if last else None)
+    batches = [batch for batch, _ in last.timed] if last else []
+    with console.progress_bar("finding the fastest engine") as progress:
+        choose(bundle, precision=precision, batches=batches or BATCHES, device=device, progress=progress)
