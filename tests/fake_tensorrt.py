@@ -21,18 +21,32 @@ BUILDER_FLAGS = {
     11: ["REFIT", "TF32", "VERSION_COMPATIBLE", "STRIP_PLAN"],
 }
 LAYERS = (
-    "ACTIVATION CAST CONCATENATION CONSTANT CONVOLUTION ELEMENTWISE GATHER IDENTITY MATRIX_MULTIPLY POOLING REDUCE SCALE "
-    "SHAPE SHUFFLE SLICE UNARY"
-).split()
+    "ACTIVATION",
+    "CAST",
+    "CONCATENATION",
+    "CONSTANT",
+    "CONVOLUTION",
+    "ELEMENTWISE",
+    "GATHER",
+    "IDENTITY",
+    "MATRIX_MULTIPLY",
+    "POOLING",
+    "REDUCE",
+    "SCALE",
+    "SHAPE",
+    "SHUFFLE",
+    "SLICE",
+    "UNARY",
+)
 
 
 def fake_tensorrt(version: str, cuda: Any = None) -> Any:
     """A module of a version, over a played CUDA where engines are to run.
 
     Its own attributes: `builders` and `engines` that were made; `failure`, a list of errors that the next build logs
-    before it gives nothing; `parse_errors`; `timing`, the header that a timing cache has to have.
+    before it gives nothing; `parse_errors`.
     """
-    major = int(version.split(".")[0])
+    major = int(version.partition(".")[0])
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = version
     trt.builders, trt.engines, trt.failure, trt.parse_errors, trt.cuda = [], [], None, [], cuda
@@ -240,7 +254,7 @@ class Parser:
         return len(self.trt.parse_errors)
 
     def get_error(self, index: int) -> Any:
-        return SimpleNamespace(desc=lambda: self.trt.parse_errors[index])
+        return self.trt.parse_errors[index]
 
 
 class Runtime:

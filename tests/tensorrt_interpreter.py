@@ -1,7 +1,7 @@
 """Computes a network of TensorRT's, layer by layer in float64 NumPy, from what the library itself says of each layer.
 
-It shares no code with the writer: what was written is proven without a card. With `rounding`, every tensor is rounded to
-the type that the library gives it, as a card does.
+It shares no code with the writer: what was written is proven without a card. With `rounding`, every tensor is rounded
+to the type that the library gives it, as a card does.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from numpy_layers import convolve, max_pool_3x3
 
 Array = np.ndarray[Any, Any]
@@ -26,24 +27,34 @@ def run_network(trt: Any, network: Any, kept: list[Array], crops: Array, *, roun
     """
     types = {trt.float16: np.float16, trt.bfloat16: ml_dtypes.bfloat16, trt.float32: np.float32}
     (only,) = [network.get_input(index) for index in range(network.num_inputs)]
+    (result,) = [network.get_output(index) for index in range(network.num_outputs)]
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(0).name: layer for layer in layers}
     values: dict[str, Array] = {only.name: crops.astype(np.float64)}
     arrays = iter(kept)
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        tensors = [layer.get_input(i) for i in range(layer.num_inputs)]
-        inputs = [values[tensor.name] for tensor in tensors if tensor is not None]
-        out = layer.get_output(0)
-        values[out.name] = _compute(trt, layer.type.name, downcast(trt, layer), inputs, arrays)
-        if rounding and out.dtype in types:
-            values[out.name] = values[out.name].astype(types[out.dtype]).astype(np.float64)
-        known = [size for size in out.shape if size >= 0]
-        assert [size for size, said in zip(values[out.name].shape, out.shape, strict=True) if said >= 0] == known
+
+    def value(tensor: Any) -> Array:
+        if tensor.name in values:
+            return values[tensor.name]
+        layer = makers[tensor.name]
+        given = [layer.get_input(index) for index in range(layer.num_inputs)]
+        inputs = [value(one) for one in given if one is not None]
+        found = _compute(trt, layer.type.name, downcast(trt, layer), inputs, arrays)
+        assert all(said in (size, -1) for size, said in zip(found.shape, tensor.shape, strict=True))
+        if rounding and tensor.dtype in types:
+            found = found.astype(types[tensor.dtype]).astype(np.float64)
+        values[tensor.name] = found
+        return found
+
+    for layer in layers:  # in the order that the writer made them, but for what one of them waits for
+        value(layer.get_output(0))
     assert next(arrays, None) is None
-    (result,) = [network.get_output(index) for index in range(network.num_outputs)]
     return values[result.name]
 
 
-def _compute(trt: Any, kind: str, layer: Any, inputs: list[Array], kept: Iterator[Array]) -> Array:
+def _compute(  # noqa: PLR0912 (one for each kind of layer)
+    trt: Any, kind: str, layer: Any, inputs: list[Array], kept: Iterator[Array]
+) -> Array:
     x = inputs[0] if inputs else np.empty(0)
     match kind:
         case "CAST":

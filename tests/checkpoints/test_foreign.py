@@ -13,9 +13,9 @@ from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, ResNetSpec, Tim
 from reidkit.checkpoints.loading import load_foreign
 from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ConfigError, ModelError
+from reidkit.fitting import group_names, misfit
 from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
-from reidkit.fitting import group_names, misfit
 from reidkit.models.model import EmbeddingModel
 from reidkit.models.timm_backbone import import_timm
 from reidkit.types import InputSpec

@@ -52,10 +52,10 @@ def test_what_a_card_says_is_in_the_table(capsys):
 @pytest.mark.parametrize("command", ["evaluate", "search"])
 def test_commands_open_an_engine_in_the_precision_asked_for(run, tiny_bundle, market, tmp_path, monkeypatch, command):
     opened = []
-    from reidkit.cli import measuring
+    from reidkit.cli import opening
 
-    load = measuring.load
-    monkeypatch.setattr(measuring, "load", lambda *a, **k: opened.append(k["precision"]) or load(*a, **k))
+    load = opening.load
+    monkeypatch.setattr(opening, "load", lambda *a, **k: opened.append(k["precision"]) or load(*a, **k))
     extra = ("--out", tmp_path / "s.html") if command == "search" else ()
     arguments = (tiny_bundle, "--data", market, "--runtime", "pytorch", "--precision", "fp16", *extra)
     status, _, err = run(command, *arguments)

@@ -10,13 +10,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import save
 
 from conditions import unprivileged
 from fake_tensorrt import fake_tensorrt
-from reidkit.architecture import ModelSpec, TimmSpec
+from known_networks import draw_model
+from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec, TimmSpec
 from reidkit.bundle import Golden, open_bundle, write_bundle
 from reidkit.deploy import build
 from reidkit.deploy.build import build_engine, profiles_of
+from reidkit.deploy.network.onnx_layers import onnx_network
 from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing
 from reidkit.manifest import Embedding, Manifest
 from reidkit.runtime.engine_store import Machine, Profile, graph_digest, read_engine, read_store
@@ -26,9 +29,22 @@ CARD = Machine("tensorrt", "0", "NVIDIA Fake", "9.0", "13.0")
 RTX = {"runtime": "tensorrt-rtx", "batches": [1]}
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A ResNet whose graph the ONNX writer has made, which takes no time."""
+    input_, spec = InputSpec(32, 16), ModelSpec(ResNetSpec(), HeadSpec(embedding_dim=8))
+    tensors = {name: tensor.numpy() for name, tensor in draw_model(spec).state_dict().items()}
+    manifest = Manifest("tiny", "person", input_, Embedding(8), architecture=spec)
+    crops = np.zeros((2, 32, 16, 3), np.uint8)
+    path = tmp_path_factory.mktemp("bundles") / "tiny.reid"
+    golden = Golden(crops, np.zeros((2, 8), np.float32))
+    write_bundle(path, manifest, model=onnx_network(spec, input_, tensors), golden=golden, weights=save(tensors))
+    return path
+
+
 @pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
+def bundle(small, tmp_path):
+    shutil.copytree(small, tmp_path / "tiny.reid")
     return open_bundle(tmp_path / "tiny.reid")
 
 
@@ -78,9 +94,11 @@ def stored(bundle):
 # With TensorRT-RTX itself
 
 
-@pytest.mark.parametrize("via", ["network", "parser"])
-@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
-def test_an_engine_is_built_both_ways_in_every_precision(bundle, via, precision):
+@pytest.mark.parametrize(
+    ("precision", "via"),
+    [("float32", "parser"), ("tf32", "network"), ("float16", "network"), ("float16", "parser"), ("bfloat16", "parser")],
+)
+def test_an_engine_is_built_both_ways_and_in_every_precision(bundle, via, precision):
     pytest.importorskip("tensorrt_rtx")
     facts = build_engine(bundle, "tensorrt-rtx", precision=precision, via=via, batches=[2, 5])
     assert (facts.precision, facts.via, facts.profiles) == (precision, via, (Profile(1, 2, 2), Profile(3, 5, 5)))
@@ -89,10 +107,15 @@ def test_an_engine_is_built_both_ways_in_every_precision(bundle, via, precision)
     assert facts.created is not None
     assert facts.created.endswith("+00:00")
     data = read_engine(bundle, facts)
-    weights = 4 * (bundle.manifest.parameters or 11_000_000)
-    assert len(data) > weights * (0.9 if precision in ("float32", "tf32") else 0.45)
-    assert len(data) < weights * (1.3 if precision in ("float32", "tf32") else 0.65)
+    weights = (bundle.path / "weights.safetensors").stat().st_size / (1 if precision in ("float32", "tf32") else 2)
+    assert 0.8 * weights < len(data) < 1.6 * weights + (1 << 20)
     assert read_store(bundle) == [facts]
+
+
+def test_the_exporters_graph_is_parsed(tiny_bundle, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
+    assert build_engine(tmp_path / "tiny.reid", **RTX, via="parser").size > 11_000_000
 
 
 def test_the_known_way_is_taken_first_and_a_foreign_graph_is_parsed(bundle, foreign):
@@ -195,7 +218,7 @@ def test_every_version_is_told_in_its_own_words(bundle, play, version, precision
     assert builder.config.flags == flags
     assert builder.config.sources == ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
     assert builder.config.limits == {"workspace": 1 << 30}
-    assert builder.config.preview == ({"sharing": True} if version < "9" or version.startswith("10") else {})
+    assert builder.config.preview == ({"sharing": True} if not version.startswith("11") else {})
     assert builder.config.builder_optimization_level == 5
     shapes = [tuple(shape[0] for shape in profile.shapes) for profile in builder.config.profiles]
     assert shapes == [(1, 1, 1), (2, 8, 8)]
@@ -303,7 +326,7 @@ def test_weights_of_another_network_are_refused_by_name(bundle, play):
     play("10.9.0")
     backbone = replace(bundle.manifest.architecture.backbone, se=True)
     other = replace(bundle, manifest=replace(bundle.manifest, architecture=ModelSpec(backbone)))
-    with pytest.raises(ModelError, match=r"(?s)weights\.safetensors do not fit.*missing: backbone\..*se\.fc"):
+    with pytest.raises(ModelError, match=r"(?s)weights\.safetensors do not fit.*missing: backbone\.layer1\."):
         build_engine(other)
     assert stored(bundle) == []
 
@@ -333,7 +356,7 @@ def test_rtxs_own_parser_says_what_it_does_not_know(tmp_path):
         ),
     ]
     foreign = write_foreign(tmp_path / "odd.reid", nodes=[*nodes[-3:], *nodes[:-3]])
-    with pytest.raises(ModelError, match=r"tensorrt-rtx [\d.]+ cannot parse (?s:.*)got: .*Det"):
+    with pytest.raises(ModelError, match=r"tensorrt-rtx [\d.]+ cannot parse (?s:.*)got: .*operator: Det"):
         build_engine(foreign, "tensorrt-rtx", precision="float32", batches=[1])
 
 

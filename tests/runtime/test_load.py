@@ -54,7 +54,7 @@ def test_an_unknown_runtime_suggests_the_nearest(make_bundle):
 
 
 def test_what_can_be_loaded_is_an_engine_or_what_was_chosen():
-    assert RUNTIMES == (*ENGINES, "auto")
+    assert (*ENGINES, "auto") == RUNTIMES
     assert "auto" not in installed()
 
 

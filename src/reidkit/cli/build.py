@@ -8,11 +8,16 @@ import typer
 from reidkit.bundle import MANIFEST, Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.cli.outputs import check_writable
+from reidkit.cli.verify import print_parity
 from reidkit.deploy.bench import BATCHES as CHOSEN_FOR
 from reidkit.deploy.build import BATCHES, OPTIONS, build_engine
 from reidkit.deploy.choose import Chosen, Trial, choose
-from reidkit.errors import ConfigError
+from reidkit.deploy.verify import check_parity
+from reidkit.deploy.ways import Way
+from reidkit.errors import ConfigError, require_one_of
+from reidkit.runtime import ENGINES
 from reidkit.runtime.engine_store import EngineFacts
+from reidkit.runtime.flavour import LIBRARIES
 from reidkit.types import Via
 
 AUTO = "auto"
@@ -65,6 +70,7 @@ def build(
     be built among them; which was the fastest for each batch is kept in the bundle, for --runtime auto of the other
     commands.
     """
+    require_one_of("runtime to build for", runtime, (*LIBRARIES, AUTO))
     opened = open_bundle(bundle)
     arithmetic = options.parse_precision(precision)
     wanted = dict(zip(OPTIONS, (version_compatible, hardware_compatible, refit, weight_stripped), strict=True))
@@ -89,14 +95,34 @@ def build(
             precision=arithmetic or "float16",
             via=via,
             batches=parse_batches(batch or _USUAL),
-            workspace=options.parse_memory(workspace) if workspace else None,
+            workspace=options.parse_memory(workspace, "--workspace") if workspace else None,
             options=[name for name, given in wanted.items() if given],
             effort=effort,
             device=device or "cuda",
             rebuild=rebuild,
         )
     console.say(f"{facts.name}: {facts.size / 1e6:.1f} MB, built in {facts.build_seconds or 0:.0f} s")
+    _prove(opened, facts, device)
     return facts
+
+
+def _prove(bundle: Bundle, facts: EngineFacts, device: str | None) -> None:
+    """Holds a new engine to the golden embeddings: a builder may take a graph and compute another one.
+
+    Raises:
+        Exit: with 1, where it is beyond its tolerance.
+    """
+    if facts.gpu is None or "weight-stripped" in facts.options:
+        why = "no card is here" if facts.gpu is None else "it has no weights yet"
+        console.say(
+            f"not verified, for {why}: run `reid verify {bundle.path} --runtime {facts.runtime}` where it is used"
+        )
+        return
+    way = Way(next(name for name in ENGINES if name == facts.runtime), facts.precision, facts.via)
+    parity = check_parity(way.open(bundle, device=device), bundle.golden())
+    print_parity([parity])
+    if not parity.passed:
+        raise typer.Exit(1)
 
 
 def _print(chosen: Chosen, bundle: Bundle) -> None:

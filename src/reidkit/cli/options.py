@@ -139,15 +139,15 @@ def parse_size(text: str) -> tuple[int, int]:
 _UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
-def parse_memory(text: str) -> int:
-    """Bytes of a `--memory`.
+def parse_memory(text: str, option: str = "--memory") -> int:
+    """Bytes of a `--memory`, or of another option of that kind.
 
     Raises:
         ConfigError: not a number and a unit, or none at all.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower(), re.ASCII)
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise ConfigError("Cannot read --memory", got=text, expected="a number and a unit, such as 1GiB or 512MiB")
+        raise ConfigError(f"Cannot read {option}", got=text, expected="a number and a unit, such as 1GiB or 512MiB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

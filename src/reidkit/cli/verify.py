@@ -35,8 +35,13 @@ def verify(
         Path | None, typer.Option("--data", help="A data set, to compare what is found in it, too.")
     ] = None,
     max_map_drop: Annotated[
-        float, typer.Option("--max-map-drop", min=0, help="Points of mAP (percent) that an engine may lose.")
-    ] = 100 * MAX_MAP_DROP,
+        float | None,
+        typer.Option(
+            "--max-map-drop",
+            min=0,
+            help=f"Of --data: points of mAP (percent) that an engine may lose (default: {100 * MAX_MAP_DROP:g}).",
+        ),
+    ] = None,
     batch: options.BatchSize = 32,
     threads: options.Threads = None,
     cached: options.Cached = True,
@@ -51,7 +56,8 @@ def verify(
     precisions = options.parse_precisions(precision)
     opened = open_bundle(bundle)
     if data is None:
-        options.refuse_idle({"--format": data_format, "--variant": variant}, "without --data")
+        given = {"--format": data_format, "--variant": variant, "--max-map-drop": max_map_drop is not None}
+        options.refuse_idle(given, "without --data")
         split = None
     else:
         split = load_split(data, data_format, variant=variant)
@@ -61,7 +67,8 @@ def verify(
     if split is not None:
         settings = Settings(device=device, batch=batch, threads=threads, cached=cached)
         good = [row for row in rows if row.passed]
-        agreements = _compare(opened, split, good, settings, max_map_drop / 100)
+        most = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
+        agreements = _compare(opened, split, good, settings, most)
         _print_agreements(agreements, split)
         passed = passed and all(agreement.passed for _, agreement in agreements)
     if not passed:
@@ -99,7 +106,7 @@ def hold_engines(
         row for row in rows if not runtime and isinstance(row, Refusal) and isinstance(row.error, RuntimeMissing)
     ]
     rows = [row for row in rows if row not in skipped]
-    _print(rows)
+    print_parity(rows)
     if not runtime:
         absent = [name for name in ENGINES if name not in [row.runtime for row in rows]]
         if absent:
@@ -171,7 +178,8 @@ def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split)
         )
 
 
-def _print(rows: list[Parity | Refusal]) -> None:
+def print_parity(rows: Sequence[Parity | Refusal]) -> None:
+    """How near each engine comes to the golden embeddings, and what kept others from it, as a table."""
     columns = ("runtime", "device", "precision", "max abs", "max rel", "at most", "min cosine", "at least", "")
     table = console.table(None, *columns, numbers=6)
     for row in rows:

@@ -120,13 +120,14 @@ def build_engine(
         driver=machine.driver,
         options=tuple(sorted(set(options))),
         workspace=workspace,
+        effort=effort,
         reidkit=reidkit.__version__,
     )
     if not rebuild and (found := _standing(opened, facts)):
         return found  # also from a bundle that nobody may write to
     with engine_lock(opened, facts.name):
         found = None if rebuild else _standing(opened, facts)  # whoever held the lock may have built it
-        return found or _build(opened, flavour, facts, effort)
+        return found or _build(opened, flavour, facts)
 
 
 def profiles_of(batches: Sequence[int]) -> tuple[Profile, ...]:
@@ -159,7 +160,7 @@ def _standing(bundle: Bundle, wanted: EngineFacts) -> EngineFacts | None:
     """The engine in the store that is what is wanted: of this library and card, which its name says, and this graph."""
 
     def what(facts: EngineFacts) -> tuple[object, ...]:
-        return facts.name, facts.graph, facts.profiles, facts.options, facts.workspace
+        return facts.name, facts.graph, facts.profiles, facts.options, facts.workspace, facts.effort
 
     found = next((facts for facts in read_store(bundle) if what(facts) == what(wanted)), None)
     try:
@@ -169,7 +170,7 @@ def _standing(bundle: Bundle, wanted: EngineFacts) -> EngineFacts | None:
         return None
 
 
-def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts, effort: int | None) -> EngineFacts:
+def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
     log = flavour.log()
     started = time.perf_counter()
     try:
@@ -177,8 +178,8 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts, effort: int | N
     except TypeError as error:  # all that the library says when it gets no memory or no card
         raise _failure(flavour, log, facts) from error
     config = flavour.config(builder, facts.precision, facts.options, facts.workspace)
-    if effort is not None:
-        config.builder_optimization_level = effort
+    if facts.effort is not None:
+        config.builder_optimization_level = facts.effort
     network = flavour.network(builder)
     # Whatever this gives has to live until the engine is built.
     kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, _KINDS[facts.precision])
@@ -228,7 +229,7 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind)
     data = graph.SerializeToString(deterministic=True)
     parser = flavour.parser(network, log)
     if not parser.parse(data):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        reasons = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ModelError(
             f"{flavour.runtime} {flavour.version} cannot parse {bundle.model}",
             got="; ".join(dict.fromkeys(reasons)) or log.first_error(),

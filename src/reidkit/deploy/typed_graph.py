@@ -33,7 +33,7 @@ from reidkit.deploy.graph_links import (
     value_table,
 )
 from reidkit.deploy.low_types import ELEMENTS, converted, is_held, rounded
-from reidkit.deploy.network.layers import Kind
+from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
 from reidkit.errors import ModelError, require_one_of
 from reidkit.onnx_file import is_standard, standard_opset
 
@@ -62,7 +62,6 @@ _QUANTIZED = frozenset({
 _TOLD = frozenset({"Shape", "Size"})  # take any type
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _SMALL_WINDOW = 64  # positions that an average may be taken over in a low type
-_WINDOW = 8  # positions a side that are averaged in a low type, at most
 _SOME_BATCH = 3  # to work out sizes with; any but 1 would do
 _OLDEST_WITH_AXES_AS_INPUT = 18  # of ReduceMean
 _WITH_BFLOAT16, _IR_OF_BFLOAT16 = 22, 10
@@ -81,9 +80,10 @@ def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool
     Args:
         model: a bundle's graph, its weights inside.
         kind: of the maps. "float32" only cleans.
-        plain_instance_norm: write instance normalisations as means, products and sums: means of windows of a low map
-            in its type, all sums of those in float32, and one product and one sum on the map in its type. IBN-a becomes one such step over all channels, by 1
-            and 0 where nothing is to change, so that no map is split and put together again.
+        plain_instance_norm: write instance normalisations as means, products and sums. A low map is averaged over small
+            windows in its own type, and the means of those, the variance and all that follows are float32; the map
+            gets one product and one sum in its type. IBN-a becomes one such step over all channels, by 1 and 0 where
+            nothing is to change, so that no map is split and put together again.
 
     Raises:
         ConfigError: no such kind.
@@ -309,8 +309,15 @@ class _Writer:
         mean = self._statistic(self._as(x, kind), kind, result, shape)
         self._define(mean, "float32", "float32")
         centred = self._step("Sub", [self._as(x, kind), self._as(mean, kind)], result)
+        part = 1.0
+        if kind != "float32":  # as in `TensorRtLayers`
+            part = QUARTER
+            name = self._links.add_constant(np.array(part, np.float32), f"{result}_part")
+            centred = self._step("Mul", [centred, self._as(name, kind)], result)
+        factor = factor * np.float32(part)
         variance = self._statistic(self._step("Mul", [centred, centred], result), kind, result, shape)
-        epsilon = self._links.add_constant(np.array(attribute(node, "epsilon", 1e-5), np.float32), f"{result}_epsilon")
+        added = np.array(attribute(node, "epsilon", 1e-5) * part**2, np.float32)
+        epsilon = self._links.add_constant(added, f"{result}_epsilon")
         deviation = self._step("Sqrt", [self._step("Add", [variance, epsilon], result)], result)
         a = scale = self._step("Div", [self._channels(factor, ones, result, "factor"), deviation], result)
         if len(node.input) > 3:  # see join_halves
@@ -339,7 +346,7 @@ class _Writer:
         sides = shape[2:]
         if kind != "float32":
             if len(sides) == 2 and None not in sides:
-                window = [max(size for size in range(1, _WINDOW + 1) if (side or 1) % size == 0) for side in sides]
+                window = [max(size for size in range(1, WINDOW + 1) if (side or 1) % size == 0) for side in sides]
                 x = self._step("AveragePool", [x], base, kernel_shape=window, strides=window)
             wide = free_name(f"{base}_wide", self._links.taken)
             self._cast(x, "float32", wide)

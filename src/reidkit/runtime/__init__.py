@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from reidkit.bundle import Bundle, open_bundle
-from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, unknown_name
+from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, require_one_of, unknown_name
 from reidkit.runtime.contract import Opening
 from reidkit.runtime.engine_store import read_store
 from reidkit.runtime.machine import has_card
@@ -101,7 +101,7 @@ def load(
         BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
         RuntimeMissing: the engine's library or device is not on this machine, it cannot run this bundle, or nothing
             that fits was built for it; or for "auto", nothing was chosen here, or it does not fit any more.
-        ConfigError: no engine of this name.
+        ConfigError: no engine, precision or `via` of this name.
 
     Example:
         >>> import reidkit
@@ -111,6 +111,12 @@ def load(
     """
     if runtime not in RUNTIMES:
         raise unknown_name("runtime", runtime, RUNTIMES)
+    for what, value, known in (
+        ("precision", precision, get_args(Precision)),
+        ("way to the builder", via, get_args(Via)),
+    ):
+        if value is not None:
+            require_one_of(what, value, known)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     opening = Opening(runtime, usual_device(runtime) if device is None else device, threads, precision, via)
     if runtime == "auto":

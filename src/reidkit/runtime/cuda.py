@@ -11,7 +11,7 @@ from typing import Any
 from weakref import finalize
 
 import numpy as np
-from cuda.bindings import runtime as cudart
+from cuda.bindings import runtime as cudart  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module)
 from jaxtyping import UInt8
 
 from reidkit.errors import EngineError, RuntimeMissing

@@ -81,6 +81,7 @@ class EngineFacts:
         driver: version of the driver that it was built with, as "580.95"; None without a card.
         options: "version-compatible", "hardware-compatible", "refit", "weight-stripped".
         workspace: bytes that the builder's kernels might take; None for all there is.
+        effort: of the builder, 0 to 5; None for its own default.
         build_seconds: that the builder took.
         created: ISO 8601, UTC.
         reidkit: version that built it.
@@ -99,6 +100,7 @@ class EngineFacts:
     driver: str | None = None
     options: tuple[str, ...] = ()
     workspace: int | None = None
+    effort: int | None = None
     build_seconds: float | None = None
     created: str | None = None
     reidkit: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from reidkit.deploy.network.layers import Kind
+from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
 from reidkit.deploy.network.shapes import Shape, ShapeLayers
 from reidkit.deploy.network.weights import bfloat16_bits
 from reidkit.errors import ModelError
@@ -18,7 +18,6 @@ CROPS, EMBEDDINGS = "crops", "embeddings"
 
 _POSITIONS = 1 << 2 | 1 << 3  # axes of height and width
 _SMALLEST = 1e-6  # that GeM lets a value be
-_WINDOW = 8  # positions a side that are averaged in a map's own type, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +119,14 @@ class TensorRtLayers:
         rest = channels - len(factor)
         mean = self._statistic(x)
         centred = self._binary(x, self.cast(mean, x.kind), "SUB")
+        part = 1.0
+        if x.kind != "float32":  # a quarter of a deviation, squared, is held where its own square is not
+            part = QUARTER
+            centred = self._binary(centred, self._constant(np.full((1, 1, 1, 1), part, np.float32), x.kind), "PROD")
         variance = self._statistic(self._binary(centred, centred, "PROD"))
-        deviation = self._unary(self._binary(variance, self._channels([epsilon] * channels), "SUM"), "SQRT")
-        scaled = self._binary(self._channels([*factor.tolist(), *[0.0] * rest]), deviation, "DIV")
+        deviation = self._unary(self._binary(variance, self._channels([epsilon * part**2] * channels), "SUM"), "SQRT")
+        parts = [part * value for value in factor.tolist()]
+        scaled = self._binary(self._channels([*parts, *[0.0] * rest]), deviation, "DIV")
         a = self._binary(scaled, self._channels([0.0] * len(factor) + [1.0] * rest), "SUM")
         b = self._binary(self._channels([*offset.tolist(), *[0.0] * rest]), self._binary(mean, scaled, "PROD"), "SUB")
         product = self._binary(x, self.cast(a, x.kind), "PROD")
@@ -135,7 +139,7 @@ class TensorRtLayers:
         the windows' means are float32. Measured on an H200: R50-IBN at batch 64 takes 2.43 ms instead of 2.66.
         """
         if x.kind != "float32":
-            window = tuple(max(size for size in range(1, _WINDOW + 1) if side % size == 0) for side in x.shape[1:])
+            window = tuple(max(size for size in range(1, WINDOW + 1) if side % size == 0) for side in x.shape[1:])
             layer = self._network.add_pooling_nd(x.tensor, self._trt.PoolingType.AVERAGE, window)
             layer.stride_nd = window
             shape = (x.shape[0], x.shape[1] // window[0], x.shape[2] // window[1])
