@@ -22,7 +22,7 @@ from reidkit.imaging import available_cores, stream_crops
 from reidkit.runtime import cuda, load
 from reidkit.runtime.device_arrays import DeviceArray
 from reidkit.runtime.pipeline import embed_files
-from reidkit.runtime.tensorrt import CROPS, EMBEDDINGS, TensorRtEmbedder
+from reidkit.runtime.tensorrt import TensorRtEmbedder
 
 _ROUNDS, _WARM = 300, 20
 
@@ -87,10 +87,8 @@ def bare_loops(lane, source: DeviceArray, target: DeviceArray, batch: int) -> tu
     slot = lane._slots[0]
     addresses = [array.__cuda_array_interface__["data"][0] for array in (source, target)]
     graph = lane._graph(slot, batch, *addresses, to_host=False)
-    index = next(i for i, p in enumerate(lane._profiles) if p.least <= batch <= p.most)
-    context, number = lane._contexts[index], slot.stream.number
-    context.set_tensor_address(CROPS, addresses[0])
-    context.set_tensor_address(EMBEDDINGS, addresses[1])
+    number = slot.stream.number
+    context = slot.graphs[(batch, *addresses, False)].context
 
     def bare() -> None:
         context.execute_async_v3(number)

@@ -112,6 +112,9 @@ class FakeCuda:
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
         return OK, 13020
 
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return OK, self.current.get(threading.get_ident(), 0)
+
     def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
         self.current[threading.get_ident()] = index
         return (OK,)

@@ -62,7 +62,8 @@ def fake_tensorrt(version: str, cuda: Any = None) -> Any:
     trt.PreviewFeature = SimpleNamespace(**({"PROFILE_SHARING_0806": "sharing"} if major <= 10 else {}))
     trt.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     trt.HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
-    trt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by the user")
+    if major >= 10:
+        trt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by the user")
     trt.OnnxParserFlag = SimpleNamespace(NATIVE_INSTANCENORM="native")
     trt.LayerType = SimpleNamespace(**{name: name for name in LAYERS})
     for kind, names in {
@@ -301,13 +302,6 @@ class EngineOf8(Engine):
         return self._context()
 
 
-class EngineOf10(EngineOf8):
-    """With those of 10."""
-
-    device_memory_size = 1  # deprecated, and not to be asked
-    device_memory_size_v2 = Engine.scratch
-
-
 class EngineOf11(Engine):
     """With those of 11."""
 
@@ -318,8 +312,19 @@ class EngineOf11(Engine):
         return self._context()
 
 
+class EngineOf10(EngineOf11):
+    """With those of 10: the old ones are still there, deprecated, and not to be asked."""
+
+    device_memory_size = 1
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        raise AssertionError("deprecated")
+
+
 class Context:
     """Runs an engine on a stream."""
+
+    failing = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -329,7 +334,6 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.prepared: tuple[int, ...] | None = None
         self.enqueued = 0
-        self.failing = False
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size == self.engine.scratch

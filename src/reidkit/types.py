@@ -158,6 +158,16 @@ class Timed(Protocol):
         ...
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """An embedder that runs other kernels for other batches; each of them may be wrong on its own."""
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """One size of crops a call for each set of kernels."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Crop:
     """One picture of one identity, seen by one camera.

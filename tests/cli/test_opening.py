@@ -80,14 +80,14 @@ def test_an_engine_that_fits_is_opened_as_it_is(bundle, built):
 
 @pytest.mark.parametrize("change", [{"version": "8.6.1"}, {"graph": "0" * 64}, {"gpu": "NVIDIA A100"}])
 def test_one_that_does_not_fit_is_built_as_it_was(bundle, built, change):
-    put(bundle, via="parser", options=("refit",), workspace=1 << 30, **change)
+    put(bundle, via="parser", options=("refit",), workspace=1 << 30, effort=5, **change)
     with pytest.raises(RuntimeMissing, match=r"No tensorrt engine of m\.reid fits this machine"):
         open_embedder(bundle, "tensorrt")
     assert built == []
     embedder = opened(bundle, "tensorrt", rebuild=True)
     assert embedder.data == b"built again"
     settings = {"precision": "float16", "via": "parser", "batches": [4, 32], "device": "cuda"}
-    assert built == [settings | {"options": ("refit",), "workspace": 1 << 30}]
+    assert built == [settings | {"options": ("refit",), "workspace": 1 << 30, "effort": 5}]
 
 
 def test_where_none_was_built_the_usual_one_is(bundle, built):

@@ -125,14 +125,19 @@ def test_the_known_way_is_taken_first_and_a_foreign_graph_is_parsed(bundle, fore
     assert (facts.via, facts.precision) == ("parser", "float16")
 
 
-def test_an_engine_that_stands_is_taken_and_another_wish_builds_anew(foreign):
+def test_an_engine_that_stands_is_taken_and_another_wish_builds_anew(foreign, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
+    built, build_one = [], build._build
+    monkeypatch.setattr(build, "_build", lambda *given: built.append(given) or build_one(*given))
     first = build_engine(foreign, **RTX)
     assert build_engine(foreign, **RTX) == first
-    again = build_engine(foreign, **RTX, rebuild=True)
-    assert again.created != first.created or again.build_seconds != first.build_seconds
+    assert len(built) == 1
+    build_engine(foreign, **RTX, rebuild=True)
     assert build_engine(foreign, **RTX, options=["refit"]).options == ("refit",)
     assert build_engine(foreign, **RTX, options=["refit"], workspace=1 << 20).workspace == 1 << 20
+    assert build_engine(foreign, **RTX, effort=1).effort == 1
+    assert build_engine(foreign, "tensorrt-rtx", batches=[2]).profiles == (Profile(1, 2, 2),)
+    assert len(built) == 6
     assert len(stored(foreign)) == 2  # one of a kind stands in the store
 
 

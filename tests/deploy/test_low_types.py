@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from reidkit.deploy.low_types import converted, is_held, rounded
+from reidkit.deploy.low_types import converted
+from reidkit.deploy.network.low_numbers import is_held, rounded
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,12 @@ def test_an_older_graph_is_copied_as_it_is():
     assert in_opset_17(model).SerializeToString() == model.SerializeToString()
 
 
+def test_empty_axes_that_mean_nothing_are_refused():
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="none", noop_with_empty_axes=1)
+    with pytest.raises(ModelError, match="none reduces over nothing"):
+        in_opset_17(graph([node], [("axes", [])]))
+
+
 @pytest.mark.parametrize(
     ("nodes", "opset", "why"),
     [
@@ -82,6 +88,31 @@ def test_an_older_graph_is_copied_as_it_is():
             "cut counts its parts, of a size that is not known",
         ),
         ([helper.make_node("Mish", ["x"], ["y"])], 18, "it has Mish"),
+        (
+            [
+                helper.make_node(
+                    "Loop",
+                    ["", "", "x"],
+                    ["y"],
+                    name="loop",
+                    body=helper.make_graph(
+                        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Relu", ["v"], ["w"])],
+                        "body",
+                        [
+                            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+                            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+                            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+                        ],
+                        [
+                            helper.make_tensor_value_info("d", TensorProto.BOOL, []),
+                            helper.make_tensor_value_info("w", TensorProto.FLOAT, None),
+                        ],
+                    ),
+                )
+            ],
+            18,
+            "loop holds a graph of its own",
+        ),
     ],
 )
 def test_what_cannot_be_said_is_refused(nodes, opset, why):

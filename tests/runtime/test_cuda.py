@@ -147,12 +147,13 @@ def test_time_between_events_is_in_seconds(card):
     assert other.seconds_since(one) == pytest.approx(0.00025)
 
 
-def test_a_device_is_in_use_by_a_thread(card):
-    thread = threading.Thread(target=cuda.use, args=(1,))
-    thread.start()
-    thread.join()
-    cuda.use(0)
-    assert sorted(card.current.values()) == [0, 1]
+def test_a_device_is_in_use_for_a_block(card):
+    with cuda.on_device(1):
+        assert card.current[threading.get_ident()] == 1
+        with cuda.on_device(0):
+            assert card.current[threading.get_ident()] == 0
+        assert card.current[threading.get_ident()] == 1
+    assert card.current[threading.get_ident()] == 0
 
 
 def test_pinned_memory_is_an_array_of_bytes(card):

@@ -42,7 +42,7 @@ def test_a_version_that_knows_nothing_but_typed_networks_takes_no_flag():
     assert Flavour("tensorrt", trt).network(trt.Builder(None)).flags == 0
 
 
-@pytest.mark.parametrize(("version", "own"), [("8.6.0", False), ("10.9.0", False), ("11.0.0", True)])
+@pytest.mark.parametrize(("version", "own"), [("8.6.0", False), ("10.9.0", True), ("11.0.0", True)])
 def test_a_context_works_in_memory_of_ours(version, own):
     trt = fake_tensorrt(version, FakeCuda())
     flavour = Flavour("tensorrt", trt)

@@ -100,6 +100,7 @@ def _build_again(
             batches=[profile.most for profile in last[0].profiles],
             workspace=last[0].workspace,
             options=last[0].options,
+            effort=last[0].effort,
             device=device,
             rebuild=True,
         )

@@ -127,7 +127,7 @@ def build_engine(
         return found  # also from a bundle that nobody may write to
     with engine_lock(opened, facts.name):
         found = None if rebuild else _standing(opened, facts)  # whoever held the lock may have built it
-        return found or _build(opened, flavour, facts)
+        return found or _build_on(device, opened, flavour, facts)
 
 
 def profiles_of(batches: Sequence[int]) -> tuple[Profile, ...]:
@@ -168,6 +168,16 @@ def _standing(bundle: Bundle, wanted: EngineFacts) -> EngineFacts | None:
     except BundleError as error:
         _logger.warning("It is built again: %s", error)
         return None
+
+
+def _build_on(device: str, bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
+    """Builds with that card in use, where there is one: kernels are tried out on it."""
+    if facts.gpu is None:
+        return _build(bundle, flavour, facts)
+    from reidkit.runtime import cuda  # needs CUDA's bindings, which are there since they named the card
+
+    with cuda.on_device(cuda.device_index(device)):
+        return _build(bundle, flavour, facts)
 
 
 def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
@@ -244,16 +254,25 @@ def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind]) -> None
     """Tells the layers of a network that is not typed what the graph says of their outputs."""
     trt = flavour.trt
     dtypes = {"float32": trt.float32, "float16": trt.float16}
-    moving = {
-        getattr(trt.LayerType, name)
-        for name in ("SHUFFLE", "SLICE", "CONCATENATION", "CONSTANT", "SHAPE", "GATHER", "CAST", "IDENTITY")
+    casting = {trt.LayerType.CAST, trt.LayerType.IDENTITY}
+    moving = casting | {
+        getattr(trt.LayerType, name) for name in ("SHUFFLE", "SLICE", "CONCATENATION", "CONSTANT", "SHAPE", "GATHER")
     }
-    for index in range(network.num_layers):
+    # Backwards: what a parser puts between two values of the graph has the type of what is made of it.
+    needed = dict(types)
+    for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
-        kind = types.get(layer.get_output(0).name)
-        if kind is not None and layer.type not in moving:
+        kind = needed.get(layer.get_output(0).name)
+        if kind is None:
+            continue
+        if layer.type not in moving:
             layer.precision = dtypes[kind]
             layer.set_output_type(0, dtypes[kind])
+        if layer.type not in casting:
+            for place in range(layer.num_inputs):
+                source = layer.get_input(place)
+                if source is not None and source.dtype in (trt.float32, trt.float16):
+                    needed.setdefault(source.name, kind)
 
 
 def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:

@@ -32,8 +32,9 @@ from reidkit.deploy.graph_links import (
     replace_all,
     value_table,
 )
-from reidkit.deploy.low_types import ELEMENTS, converted, is_held, rounded
+from reidkit.deploy.low_types import ELEMENTS, converted
 from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
+from reidkit.deploy.network.low_numbers import is_held, rounded
 from reidkit.errors import ModelError, require_one_of
 from reidkit.onnx_file import is_standard, standard_opset
 

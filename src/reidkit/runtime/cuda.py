@@ -85,9 +85,17 @@ def device_index(device: str) -> int:
     return int(index or 0)
 
 
-def use(index: int) -> None:
-    """Makes a device the one that this thread works on."""
-    checked(cudart.cudaSetDevice(index))
+@contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Makes a device the one that this thread works on, for the block: whoever calls may be on another."""
+    before = checked(cudart.cudaGetDevice())
+    if before != index:
+        checked(cudart.cudaSetDevice(index))
+    try:
+        yield
+    finally:
+        if before != index:
+            cudart.cudaSetDevice(before)
 
 
 def checked(result: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from reidkit.bundle import MODEL, WEIGHTS, Bundle
 from reidkit.config import to_dict
@@ -25,6 +26,11 @@ _FIRST_OF_RTX = (8, 0)  # where a builder was told no card
 _RTX_BEFORE_BLACKWELL = ((7, 5), (8, 0), (8, 6), (8, 9))
 
 
+WRITER = 1
+"""Of what reidkit tells a builder. One more whenever networks or typed graphs come out as other arithmetic than before:
+engines that were built from the older ones are then of another graph, and are not opened."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A library and the card that it would run an engine on.
@@ -34,7 +40,7 @@ class Machine:
         version: of the library; None where it is not installed.
         gpu: name of the card; None where there is none.
         compute_capability: of the card, as "9.0"; None where it could not be asked.
-        driver: its version.
+        driver: newest CUDA that its driver knows, as "13.0".
     """
 
     runtime: str
@@ -78,7 +84,7 @@ class EngineFacts:
         size: of the engine, bytes.
         gpu: name of the card it was built on; None where it was built without one.
         compute_capability: of that card, as "9.0", or the least that it was built for.
-        driver: version of the driver that it was built with, as "580.95"; None without a card.
+        driver: newest CUDA that the driver knew which it was built with, as "13.0"; None without a card.
         options: "version-compatible", "hardware-compatible", "refit", "weight-stripped".
         workspace: bytes that the builder's kernels might take; None for all there is.
         effort: of the builder, 0 to 5; None for its own default.
@@ -182,15 +188,16 @@ class Choice:
 
 
 def graph_digest(bundle: Bundle, via: Via) -> str:
-    """What an engine is built from, as a sha256: the ONNX graph; or weights, architecture and input."""
+    """What an engine is built from, as a sha256: the ONNX graph; or weights, architecture and input; and `WRITER`."""
     manifest = bundle.manifest
-    if via == "parser":
-        return manifest.files[MODEL]
-    described = {
-        "weights": manifest.files.get(WEIGHTS),
-        "architecture": to_dict(manifest.architecture),
-        "input": to_dict(manifest.input),
-    }
+    described: dict[str, Any] = {"writer": WRITER, "model": manifest.files[MODEL]}
+    if via == "network":
+        described = {
+            "writer": WRITER,
+            "weights": manifest.files.get(WEIGHTS),
+            "architecture": to_dict(manifest.architecture),
+            "input": to_dict(manifest.input),
+        }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

@@ -124,12 +124,13 @@ class Flavour:
 
     def context(self, engine: Any, address: int, size: int) -> Any:
         """A context that works in memory of the caller's, which contexts that run in turn may share."""
-        if hasattr(engine, "create_execution_context_without_device_memory"):
+        strategies = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
+        if strategies is None:
             context = engine.create_execution_context_without_device_memory()
             if context is not None:
                 context.device_memory = address
             return context
-        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = engine.create_execution_context(strategies.USER_MANAGED)
         if context is not None:
             context.set_device_memory(address, size)
         return context

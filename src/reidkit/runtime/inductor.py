@@ -86,6 +86,11 @@ class CapturedEmbedder:
         self._turn = threading.Lock()
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Every size that is compiled and captured on its own."""
+        return SIZES
+
+    @property
     def device_memory(self) -> int:
         """Bytes of the card; see `reidkit.types.Timed` and `PlacedModel.device_memory`."""
         return self._model.device_memory

@@ -1,7 +1,9 @@
 """TensorRT, every flavour: runs an engine that `reid build` made for this bundle and this card. No torch, no pycuda.
 
-All memory is taken when the engine is opened. A call takes a lane (contexts, two slots of buffers, two streams), fills
-the pinned buffer of one slot while the card works on the other, and launches one captured graph for each batch.
+A call takes a lane: two slots of buffers, each with a stream, and the contexts that its graphs were captured from. It
+fills the pinned buffer of one slot while the card works on the other, and launches one captured graph for each batch.
+The first lane's memory is taken when the engine is opened, that of others when threads come together. Graphs of each
+profile's largest batch are captured with it, those of other batches, with their contexts, when they come first.
 """
 
 import itertools
@@ -10,7 +12,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -48,9 +51,15 @@ class TensorRtEmbedder:
         self._runtime = runtime  # has to outlive the engine
         self._engine = engine
         self._device = cuda.device_index(spec.device)
-        self._lanes = _Lanes(lambda: _Lane(flavour, engine, facts.profiles, self._crop_shape, spec.dim))
+        # Nothing of this may hold the embedder itself: its memory is to go with the last name for it.
+        self._lanes = _Lanes(partial(_Lane, flavour, engine, facts.profiles, self._crop_shape, spec.dim))
         with self._lane():
             pass  # the first one's memory is taken now
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The largest batch of each profile."""
+        return tuple(profile.most for profile in self.facts.profiles)
 
     @property
     def device_memory(self) -> int:
@@ -86,28 +95,28 @@ class TensorRtEmbedder:
         Raises:
             InputError: another type, shape, layout or device; or more crops than the engine takes at once.
         """
-        cuda.use(self._device)
-        given = read_device_array(crops, device=self._device, stream=stream)
-        wanted = self._crop_shape
-        if given.dtype != np.uint8 or len(given.shape) != 4 or given.shape[1:] != wanted:
-            raise InputError(
-                "The crops do not fit the model",
-                got=f"{given.dtype} {given.shape}",
-                expected=f"uint8 (n, {', '.join(map(str, wanted))}), RGB",
-            )
-        count, shape = given.shape[0], (given.shape[0], self.spec.dim)
-        if count:
-            self._check_batch(count)
-        result = DeviceArray.new(shape, np.dtype(np.float32), device=self._device) if out is None else out
-        target = read_device_array(result, device=self._device, stream=stream)
-        if target.dtype != np.float32 or target.shape != shape:
-            got = f"{target.dtype} {target.shape}"
-            raise InputError("The output does not fit the crops", got=got, expected=f"float32 {shape}")
-        streams = dict.fromkeys(view.stream for view in (given, target) if view.stream is not None)
-        if count:
-            with self._lane() as lane:
-                lane.run_on_device(given.address, target.address, count, tuple(streams))
-        return result
+        with cuda.on_device(self._device):
+            given = read_device_array(crops, device=self._device, stream=stream)
+            wanted = self._crop_shape
+            if given.dtype != np.uint8 or len(given.shape) != 4 or given.shape[1:] != wanted:
+                raise InputError(
+                    "The crops do not fit the model",
+                    got=f"{given.dtype} {given.shape}",
+                    expected=f"uint8 (n, {', '.join(map(str, wanted))}), RGB",
+                )
+            count, shape = given.shape[0], (given.shape[0], self.spec.dim)
+            if count:
+                self._check_batch(count)
+            result = DeviceArray.new(shape, np.dtype(np.float32), device=self._device) if out is None else out
+            target = read_device_array(result, device=self._device, stream=stream)
+            if target.dtype != np.float32 or target.shape != shape:
+                got = f"{target.dtype} {target.shape}"
+                raise InputError("The output does not fit the crops", got=got, expected=f"float32 {shape}")
+            streams = dict.fromkeys(view.stream for view in (given, target) if view.stream is not None)
+            if count:
+                with self._lane() as lane:
+                    lane.run_on_device(given.address, target.address, count, tuple(streams))
+            return result
 
     def device_seconds(self, batch: int, runs: int) -> list[float]:
         """Time on the card of one batch, crops and embeddings staying there; by CUDA events, one graph launch each."""
@@ -139,8 +148,7 @@ class TensorRtEmbedder:
 
     @contextmanager
     def _lane(self) -> Iterator["_Lane"]:
-        cuda.use(self._device)
-        with self._lanes.take() as lane:
+        with cuda.on_device(self._device), self._lanes.take() as lane:
             yield lane
 
 
@@ -208,11 +216,18 @@ class _Slot:
         self.embeddings = cuda.DeviceMemory(most * dim * 4)
         self.crops_in = self.pinned_crops.bytes.reshape(most, *crop_shape)
         self.embeddings_out = self.pinned_embeddings.bytes.view(np.float32).reshape(most, dim)
-        self.graphs: OrderedDict[tuple[int, ...], cuda.Graph] = OrderedDict()
+        self.graphs: OrderedDict[tuple[int, ...], _Captured] = OrderedDict()
+
+
+class _Captured(NamedTuple):
+    """A graph, and the context that it was captured from: to be left as it is for as long as the graph is used."""
+
+    graph: cuda.Graph
+    context: Any
 
 
 class _Lane:
-    """What one thread runs on: a context for each profile, in one scratch memory, and two slots."""
+    """What one thread runs on: two slots, and contexts, one for each captured graph, that share one scratch memory."""
 
     def __init__(
         self,
@@ -222,7 +237,7 @@ class _Lane:
         crop_shape: tuple[int, int, int],
         dim: int,
     ) -> None:
-        self._profiles = profiles
+        self._flavour, self._engine, self._profiles = flavour, engine, profiles
         self._crop_shape = crop_shape
         self._crop_bytes, self._row_bytes = int(np.prod(crop_shape)), dim * 4
         self._most = profiles[-1].most
@@ -230,15 +245,9 @@ class _Lane:
         self._computed = cuda.Event()
         size = flavour.scratch_bytes(engine)
         self._scratch = cuda.DeviceMemory(max(1, size))
-        self._contexts = []
-        for index in range(len(profiles)):
-            context = flavour.context(engine, self._scratch.address, size)
-            if context is None:
-                raise EngineError("TensorRT gives no context", got="most likely no memory left on the card")
-            if index and not context.set_optimization_profile_async(index, self._slots[0].stream.number):
-                raise EngineError("TensorRT does not take its own profile", got=index, fix="build the engine again")
-            self._contexts.append(context)
-        self._slots[0].stream.synchronize()
+        for profile in profiles:  # now, so that an engine which is not what its facts say fails when it is opened
+            slot = self._slots[0]
+            self._graph(slot, profile.most, slot.crops.address, slot.embeddings.address, to_host=True)
 
     def run(self, crops: UInt8[np.ndarray, "n height width 3"], result: Float32[np.ndarray, "n dim"]) -> None:
         """Embeds crops, a batch at a time: while one is computed, the next is copied."""
@@ -298,28 +307,36 @@ class _Lane:
         key = (batch, crops, embeddings, to_host)
         if key in slot.graphs:
             slot.graphs.move_to_end(key)
-            return slot.graphs[key]
-        context = next(
-            context
-            for context, profile in zip(self._contexts, self._profiles, strict=True)
-            if profile.least <= batch <= profile.most
-        )
-        if not context.set_input_shape(CROPS, (batch, *self._crop_shape)):
-            raise EngineError("TensorRT does not take a batch of its own profile", got=batch)
+            return slot.graphs[key].graph
+        for other in self._slots:
+            other.stream.synchronize()  # they work in the same scratch
+        context = self._context(slot, batch)
         context.set_tensor_address(CROPS, crops)
         context.set_tensor_address(EMBEDDINGS, embeddings)
-        for other in self._slots:
-            other.stream.synchronize()  # they use the same contexts and scratch
         self._enqueue(context, slot)  # once as it is: it prepares itself for the shape, which cannot be captured
         slot.stream.synchronize()
         with slot.stream.capture() as captured:
             self._enqueue(context, slot)
             if to_host:
                 slot.stream.to_host(slot.pinned_embeddings.address, embeddings, batch * self._row_bytes)
-        slot.graphs[key] = captured.graph
+        slot.graphs[key] = _Captured(captured.graph, context)
         if len(slot.graphs) > _GRAPHS:
-            slot.graphs.popitem(last=False)[1].close()
+            slot.graphs.popitem(last=False)[1].graph.close()
         return captured.graph
+
+    def _context(self, slot: _Slot, batch: int) -> Any:
+        """A context for a batch, of the profile that holds it."""
+        index = next(i for i, profile in enumerate(self._profiles) if profile.least <= batch <= profile.most)
+        context = self._flavour.context(self._engine, self._scratch.address, self._scratch.size)
+        if context is None:
+            raise EngineError("TensorRT gives no context", got="most likely no memory left on the card")
+        # Also the first: only the first context of an engine has it from the beginning.
+        if not context.set_optimization_profile_async(index, slot.stream.number):
+            raise EngineError("TensorRT does not take its own profile", got=index, fix="build the engine again")
+        slot.stream.synchronize()
+        if not context.set_input_shape(CROPS, (batch, *self._crop_shape)):
+            raise EngineError("TensorRT does not take a batch of its own profile", got=batch)
+        return context
 
     @staticmethod
     def _enqueue(context: Any, slot: _Slot) -> None:
@@ -348,12 +365,12 @@ def _deserialized(bundle: Bundle, facts: EngineFacts, data: bytes, flavour: Flav
             expected="an engine that was built with them",
             fix="refit it with TensorRT's own tools where it is to run, or build it without --weight-stripped",
         )
-    cuda.use(cuda.device_index(device))
     log = flavour.log()
-    runtime = flavour.trt.Runtime(log)
-    if "version-compatible" in facts.options:
-        runtime.engine_host_code_allowed = True  # such an engine brings a part of the library along
-    engine = runtime.deserialize_cuda_engine(data)
+    with cuda.on_device(cuda.device_index(device)):
+        runtime = flavour.trt.Runtime(log)
+        if "version-compatible" in facts.options:
+            runtime.engine_host_code_allowed = True  # such an engine brings a part of the library along
+        engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BundleError(
             f"{flavour.runtime} {flavour.version} cannot read the engine {facts.name}",

@@ -143,8 +143,10 @@ def test_weights_beyond_half_precision_are_refused():
     tensors[f"{name}.weight"] = np.full_like(tensors[f"{name}.weight"], 1e5)
     with pytest.raises(ModelError) as caught:
         Written(spec, input_, tensors, "float16")
-    assert caught.value.problem == "The weights of a layer of (16, 3, 7, 7) are beyond float16"
-    assert caught.value.fix == "build it in bfloat16 or float32"
+    assert caught.value.problem == "Float16 does not hold the weights of a layer of (16, 3, 7, 7)"
+    assert caught.value.fix == (
+        "build it in bfloat16 or float32, or with --via parser, which keeps such a layer in float32"
+    )
     Written(spec, input_, tensors, "bfloat16")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
+from reidkit.deploy.network.low_numbers import is_held
 from reidkit.deploy.network.shapes import Shape, ShapeLayers
 from reidkit.deploy.network.weights import bfloat16_bits
 from reidkit.errors import ModelError
@@ -278,13 +279,11 @@ class TensorRtLayers:
 
 
 def _half(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float16)
-    if not np.isfinite(narrow).all():
+    if not is_held(values, "float16"):
         raise ModelError(
-            f"The weights of a layer of {values.shape} are beyond float16",
-            got=f"up to {np.abs(values).max():.3g}, with their normalisation folded in",
-            expected="at most 65504",
-            fix="build it in bfloat16 or float32",
+            f"Float16 does not hold the weights of a layer of {values.shape}",
+            got=f"up to {np.abs(values).max():.3g} in size, with their normalisation folded in",
+            expected="6e-5 to 65504",
+            fix="build it in bfloat16 or float32, or with --via parser, which keeps such a layer in float32",
         )
-    return narrow
+    return values.astype(np.float16)
