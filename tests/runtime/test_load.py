@@ -119,3 +119,12 @@ def test_a_graph_that_is_none_names_engine_and_file(tmp_path, name):
         match=rf"^{name} cannot open .*model\.onnx\n  got: .+\n  to do: update {name}, or choose another runtime",
     ):
         load(bundle, name)
+
+
+def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch):
+    monkeypatch.delitem(sys.modules, "reidkit.runtime.tensorrt", raising=False)
+    monkeypatch.delitem(sys.modules, "reidkit.runtime.cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(RuntimeMissing) as caught:
+        load(make_bundle(), "tensorrt")
+    assert str(caught.value) == "cuda-bindings is not installed\n  to do: pip install cuda-bindings"

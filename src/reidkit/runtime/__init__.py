@@ -132,6 +132,8 @@ def load(
     try:
         module = importlib.import_module(engine.module)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "cuda":
+            raise RuntimeMissing("cuda-bindings is not installed", fix="pip install cuda-bindings") from error
         if error.name != engine.library:
             raise  # our own typo, or a broken installation: never "please install"
         raise RuntimeMissing(

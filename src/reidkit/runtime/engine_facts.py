@@ -132,7 +132,8 @@ class EngineFacts:
     def name(self) -> str:
         """Of its facts, without suffix: one engine of a kind stands in a store."""
         card = self.gpu or f"cc{self.compute_capability or 'any'}"
-        return "-".join(map(slug, (self.runtime, self.version, card, self.precision, self.via)))
+        stripped = ("stripped",) if "weight-stripped" in self.options else ()  # it stands beside one that can run
+        return "-".join(map(slug, (self.runtime, self.version, card, self.precision, self.via, *stripped)))
 
     @property
     def file(self) -> str:
