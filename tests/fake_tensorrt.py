@@ -96,6 +96,7 @@ class Tensor:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.dtype = "float32"  # what a network without types says of them all
 
 
 class Layer:
@@ -107,8 +108,16 @@ class Layer:
         self.precision: Any = None
         self.output_types: dict[int, Any] = {}
         self.output = Tensor(f"{kind}_{number}")
+        self.inputs = [argument for argument in arguments if isinstance(argument, Tensor)]
         if kind == "CONSTANT":
             self.shape, self.weights = arguments
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    def get_input(self, index: int) -> Tensor:
+        return self.inputs[index]
 
     def get_output(self, index: int) -> Tensor:
         assert index == 0
@@ -230,7 +239,7 @@ class Builder:
 
 
 class Parser:
-    """Takes any graph, or none."""
+    """Takes any graph, or none. Of a convolution it makes two layers, the first with an output of its own name."""
 
     def __init__(self, trt: Any, network: Network) -> None:
         self.trt, self.network = trt, network
@@ -245,7 +254,12 @@ class Parser:
 
         kinds = {"Conv": "CONVOLUTION", "Cast": "CAST", "Reshape": "SHUFFLE", "Transpose": "SHUFFLE"}
         for node in onnx.load_from_string(data).graph.node:
-            layer = Layer(kinds.get(node.op_type, "ELEMENTWISE"), (), len(self.network.layers))
+            inputs = tuple(map(Tensor, node.input))
+            if node.op_type == "Conv":
+                helper = Layer("MATRIX_MULTIPLY", inputs, len(self.network.layers))
+                self.network.layers.append(helper)
+                inputs = (helper.output,)
+            layer = Layer(kinds.get(node.op_type, "ELEMENTWISE"), inputs, len(self.network.layers))
             layer.output.name = node.output[0]
             self.network.layers.append(layer)
         return not self.trt.parse_errors

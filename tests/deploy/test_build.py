@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save
 
 from conditions import unprivileged
+from fake_cuda import FakeCuda
 from fake_tensorrt import fake_tensorrt
 from known_networks import draw_model
 from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec, TimmSpec
@@ -22,6 +23,7 @@ from reidkit.deploy.build import build_engine, profiles_of
 from reidkit.deploy.network.onnx_layers import onnx_network
 from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing
 from reidkit.manifest import Embedding, Manifest
+from reidkit.runtime import cuda
 from reidkit.runtime.engine_store import Machine, Profile, graph_digest, read_engine, read_store
 from reidkit.types import InputSpec
 
@@ -79,6 +81,7 @@ def play(monkeypatch):
 
     def played(version):
         trt = fake_tensorrt(version)
+        monkeypatch.setattr(cuda, "cudart", FakeCuda())
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         monkeypatch.setattr(build, "_machine", lambda flavour, device: replace(CARD, version=flavour.version))
         return trt
@@ -239,6 +242,10 @@ def test_untyped_a_parsed_network_has_the_types_of_its_graph(bundle, play):
     assert {kind for kind, precision in told if precision == "float16"} >= {"CONVOLUTION", "ELEMENTWISE"}
     assert ("ELEMENTWISE", "float32") in told
     assert ("CONVOLUTION", None) not in told
+    # What the parser puts in between, under a name of its own, has the type of what comes of it.
+    pairs = zip(trt.builders[0].network.layers, trt.builders[0].network.layers[1:], strict=False)
+    helpers = [(one.precision, other.precision) for one, other in pairs if one.kind == "MATRIX_MULTIPLY"]
+    assert set(helpers) == {("float16", "float16"), ("float32", "float32")}  # the latter the embedding layer
     assert {precision for kind, precision in told if kind in ("CAST", "SHUFFLE")} == {None}
     typed = play("10.9.0")
     build_engine(bundle, precision="float16", via="parser")
@@ -510,3 +517,14 @@ def test_rtx_has_no_timing_cache(foreign, monkeypatch, tmp_path):
     monkeypatch.setenv("REIDKIT_CACHE", str(tmp_path / "cache"))
     build_engine(foreign, **RTX)
     assert not (tmp_path / "cache").exists()
+
+
+def test_it_is_built_on_the_card_that_was_asked_for(bundle, play, monkeypatch):
+    """Kernels are tried out on the card in use; whoever calls may be on another."""
+    trt = play("10.9.0")
+    seen = []
+    builder = trt.Builder
+    monkeypatch.setattr(trt, "Builder", lambda log: seen.append(cuda.cudart.cudaGetDevice()[1]) or builder(log))
+    build_engine(bundle, "tensorrt", device="cuda:1")
+    assert seen == [1]
+    assert cuda.cudart.cudaGetDevice()[1] == 0
