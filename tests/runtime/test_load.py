@@ -122,9 +122,10 @@ def test_a_graph_that_is_none_names_engine_and_file(tmp_path, name):
 
 
 def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch):
-    monkeypatch.delitem(sys.modules, "reidkit.runtime.tensorrt", raising=False)
-    monkeypatch.delitem(sys.modules, "reidkit.runtime.cuda", raising=False)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'cuda.bindings'", name="cuda.bindings")
+
+    monkeypatch.setattr(runtime.importlib, "import_module", missing)
     with pytest.raises(RuntimeMissing) as caught:
         load(make_bundle(), "tensorrt")
     assert str(caught.value) == "cuda-bindings is not installed\n  to do: pip install cuda-bindings"
