@@ -181,6 +181,25 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What a checkpoint says about its weights.
+
+    Attributes:
+        architecture: of the network.
+        input: of the crops that it takes.
+        task: what the identities are.
+        provenance: where the weights come from.
+        identities: sha256 over the names of the training identities, in the order of the classifier's rows; or "".
+    """
+
+    architecture: ModelSpec
+    input: InputSpec
+    task: Task
+    provenance: Provenance
+    identities: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The truth about a bundle.
 
@@ -217,6 +236,17 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
             raise ConfigError("The batch size is out of range", got=self.batch, expected="1 or more, or null for any")
+
+
+def read_facts(described: Mapping[str, Any]) -> CheckpointFacts:
+    """What a checkpoint of today or of reidkit's first schema says of itself.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value that cannot be.
+    """
+    if isinstance(described.get("architecture"), dict):
+        described = {**described, "architecture": to_dict(read_model_spec(described["architecture"]))}
+    return from_dict(CheckpointFacts, described, where="checkpoint")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -1,6 +1,5 @@
 """From named weights to a bundle without torch, held against what PyTorch makes of the same weights."""
 
-import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, TimmSpec
 from reidkit.bundle import file_sha256, open_bundle
 from reidkit.cli import main
 from reidkit.deploy import network_import
-from reidkit.deploy.network_import import Description, import_network
+from reidkit.deploy.network_import import import_network
 from reidkit.errors import BundleError, ConfigError, ModelError, OutputError
 from reidkit.export.weights_file import export_weights
 from reidkit.manifest import Provenance
@@ -83,14 +82,6 @@ def test_a_file_that_says_what_it_is_becomes_a_bundle_for_every_engine(run_folde
         np.testing.assert_array_equal(values, theirs[tensor])
     # The bundle's weights are themselves a checkpoint, as those of `reid export` are.
     assert load_checkpoint(bundle.path / "weights.safetensors")[1] == replace(FACTS, provenance=manifest.provenance)
-
-
-def test_the_description_is_the_one_that_checkpoints_have():
-    ours, theirs = (
-        [(field.name, field.type, field.default) for field in dataclasses.fields(kind)]
-        for kind in (Description, CheckpointFacts)
-    )
-    assert ours == theirs
 
 
 def test_flat_values_with_an_architecture_become_the_same_bundle(run_folder, bare, tmp_path):

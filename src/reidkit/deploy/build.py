@@ -14,7 +14,7 @@ from reidkit.bundle import Bundle, open_bundle
 from reidkit.cache import default_folder
 from reidkit.deploy.network.description import describable, write_network
 from reidkit.deploy.network.layers import Kind
-from reidkit.deploy.network.tensorrt_layers import CROPS, TensorRtLayers
+from reidkit.deploy.network.tensorrt_layers import TensorRtLayers
 from reidkit.deploy.network.weights import read_tensors
 from reidkit.errors import (
     BundleError,
@@ -25,6 +25,7 @@ from reidkit.errors import (
     RuntimeMissing,
     require_one_of,
 )
+from reidkit.runtime.contract import CROPS
 from reidkit.runtime.engine_facts import OPTIONS
 from reidkit.runtime.engine_store import (
     EngineFacts,

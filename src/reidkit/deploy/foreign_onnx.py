@@ -19,11 +19,12 @@ from jaxtyping import Float, Float32, UInt8
 import reidkit
 from reidkit.bundle import Bundle, Golden, check_place, file_sha256, write_bundle
 from reidkit.deploy.foreign_graph import ImageInput, Layout, find_image_input
-from reidkit.deploy.graph_rewriting import CROPS, EMBEDDINGS, with_free_reshapes, with_preprocessing
+from reidkit.deploy.graph_rewriting import with_free_reshapes, with_preprocessing
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
 from reidkit.manifest import Embedding, LicenceClass, Manifest, Provenance
 from reidkit.onnx_file import first_line, read_model, too_large
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.types import InputSpec, Precision, Progress, Task, no_progress
 
 _BATCHES = (1, 2, 3, 5)

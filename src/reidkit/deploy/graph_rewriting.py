@@ -12,12 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from reidkit.deploy.foreign_graph import ImageInput
 from reidkit.onnx_file import is_standard
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.types import InputSpec
 
 Message = TypeVar("Message", onnx.ModelProto, onnx.NodeProto, onnx.TensorProto, onnx.SparseTensorProto)
-
-CROPS = "crops"
-EMBEDDINGS = "embeddings"
 
 _PIXELS, _ORDERED, _SCALED, _CENTRED, _ARRANGED, _FLAT = (
     f"reidkit_{step}" for step in ("pixels", "ordered", "scaled", "centred", "arranged", "flat")

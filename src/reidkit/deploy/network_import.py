@@ -6,7 +6,7 @@ Names must be the canonical ones, fast-reid's of today: whose checkpoint a file 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import reidkit
-from reidkit.architecture import ModelSpec, in_words, read_model_spec
+from reidkit.architecture import ModelSpec, in_words
 from reidkit.bundle import Bundle, Golden, check_place, file_sha256, write_bundle
 from reidkit.config import from_dict, to_dict, with_overrides
-from reidkit.deploy.graph_rewriting import CROPS, EMBEDDINGS
 from reidkit.deploy.network.description import fit_weights
 from reidkit.deploy.network.numpy_layers import run_network
 from reidkit.deploy.network.onnx_layers import onnx_network
 from reidkit.deploy.network.weights import read_tensors
 from reidkit.errors import ConfigError, ModelError
 from reidkit.golden import golden_crops
-from reidkit.manifest import Cost, Embedding, LicenceClass, Manifest, Provenance
+from reidkit.manifest import CheckpointFacts, Cost, Embedding, LicenceClass, Manifest, Provenance, read_facts
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.types import InputSpec, Progress, Task, no_progress
 from reidkit.wts import read_wts
 
@@ -41,25 +41,6 @@ _TOLERANCE = 1e-4
 _ERRORS_ONLY = 3  # of ONNX Runtime's log
 _STEPS = 4  # weights accounted for, golden embeddings, graph, proof
 _PIXEL_MEAN, _PIXEL_STD = "pixel_mean", "pixel_std"  # fast-reid's buffers until 2021: of 0 to 255
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What reidkit wrote about weights, in a safetensors file or beside a `.wts`: `models.checkpoint.CheckpointFacts`.
-
-    Attributes:
-        architecture: of the network.
-        input: of the crops that it takes.
-        task: what it tells apart.
-        provenance: where the weights come from.
-        identities: sha256 of the training identities' names, for whom the classifier was; or "".
-    """
-
-    architecture: ModelSpec
-    input: InputSpec
-    task: Task
-    provenance: Provenance
-    identities: str = ""
 
 
 def import_network(
@@ -115,7 +96,7 @@ def import_network(
     progress(4, _STEPS)
     if task is None and described is None:
         assumptions = (*assumptions, "it tells persons apart (otherwise: --task vehicle)")
-    facts = Description(
+    facts = CheckpointFacts(
         architecture=spec,
         input=input_,
         task=task or (described.task if described else "person"),
@@ -135,7 +116,7 @@ def import_network(
     return write_bundle(out, manifest, model=graph, golden=golden, weights=packed, overwrite=overwrite)
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], Description | None]:
+def _read(file: Path) -> tuple[dict[str, np.ndarray], CheckpointFacts | None]:
     """The tensors of a file, and what it says of them."""
     if file.suffix == ".wts":
         contents = read_wts(file)
@@ -157,14 +138,11 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], Description | None]:
     return tensors, _description(file, facts)
 
 
-def _description(file: Path, facts: Mapping[str, Any] | None) -> Description | None:
+def _description(file: Path, facts: Mapping[str, Any] | None) -> CheckpointFacts | None:
     if facts is None:
         return None
     try:
-        values = dict(facts)
-        if isinstance(values.get("architecture"), Mapping):
-            values["architecture"] = to_dict(read_model_spec(values["architecture"]))
-        return from_dict(Description, values, where="checkpoint")
+        return read_facts(facts)
     except (ConfigError, TypeError, ValueError) as error:
         raise ModelError(f"{file} describes a model this reidkit does not know", got=error) from error
 
@@ -172,7 +150,7 @@ def _description(file: Path, facts: Mapping[str, Any] | None) -> Description | N
 def _settled(
     file: Path,
     tensors: Mapping[str, np.ndarray],
-    described: Description | None,
+    described: CheckpointFacts | None,
     spec: ModelSpec | None,
     input_: InputSpec | None,
     overrides: Sequence[str],
@@ -300,7 +278,7 @@ def _prove(graph: bytes, golden: Golden, file: Path) -> None:
             )
 
 
-def _provenance(file: Path, described: Description | None, assumptions: Sequence[str]) -> Provenance:
+def _provenance(file: Path, described: CheckpointFacts | None, assumptions: Sequence[str]) -> Provenance:
     known = described.provenance if described else Provenance(dialect="canonical names")
     return replace(
         known,

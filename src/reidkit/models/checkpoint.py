@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from reidkit.architecture import CLASSIFIERS, ModelSpec, read_model_spec
+from reidkit.architecture import CLASSIFIERS
 from reidkit.atomic import output_file
 from reidkit.bundle import MANIFEST, Bundle
-from reidkit.config import from_dict, to_dict
+from reidkit.config import to_dict
 from reidkit.errors import ConfigError, ModelError
 from reidkit.fitting import misfit
-from reidkit.manifest import Provenance
+from reidkit.manifest import CheckpointFacts, read_facts
 from reidkit.models.model import DeployedModel, Network, build_model
-from reidkit.types import InputSpec, Task
 
 _METADATA = "reidkit"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointFacts:
-    """What a checkpoint says about its weights.
-
-    Attributes:
-        architecture: of the network.
-        input: of the crops that it takes.
-        task: what the identities are.
-        provenance: where the weights come from.
-        identities: sha256 over the names of the training identities, in the order of the classifier's rows; or "".
-    """
-
-    architecture: ModelSpec
-    input: InputSpec
-    task: Task
-    provenance: Provenance
-    identities: str = ""
 
 
 def save_checkpoint(path: Path | str, model: Network, facts: CheckpointFacts) -> None:
@@ -77,17 +56,6 @@ def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
         raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
     load_weights(model, tensors, source=str(path))
     return model.eval(), facts
-
-
-def read_facts(described: Mapping[str, Any]) -> CheckpointFacts:
-    """What a checkpoint of today or of reidkit's first schema says of itself.
-
-    Raises:
-        ConfigError: an unknown or missing key, or a value that cannot be.
-    """
-    if isinstance(described.get("architecture"), dict):
-        described = {**described, "architecture": to_dict(read_model_spec(described["architecture"]))}
-    return from_dict(CheckpointFacts, described, where="checkpoint")
 
 
 def count_identities(tensors: Mapping[str, torch.Tensor]) -> int | None:

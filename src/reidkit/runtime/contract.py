@@ -10,6 +10,9 @@ from reidkit.errors import InputError, RuntimeMissing
 from reidkit.manifest import Manifest
 from reidkit.types import EmbedderSpec, Precision, Via
 
+CROPS, EMBEDDINGS = "crops", "embeddings"
+"""What a graph calls its input and its output."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:

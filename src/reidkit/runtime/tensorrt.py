@@ -21,13 +21,11 @@ from jaxtyping import Float32, UInt8
 from reidkit.bundle import Bundle
 from reidkit.errors import BundleError, EngineError, InputError, RuntimeMissing
 from reidkit.runtime import cuda
-from reidkit.runtime.contract import Opening, run_in_batches, spec_of
+from reidkit.runtime.contract import CROPS, EMBEDDINGS, Opening, run_in_batches, spec_of
 from reidkit.runtime.device_arrays import DeviceArray, read_device_array
 from reidkit.runtime.engine_store import EngineFacts, Machine, Profile, open_engine
 from reidkit.runtime.flavour import Flavour, open_flavour
 from reidkit.types import EmbedderSpec
-
-CROPS, EMBEDDINGS = "crops", "embeddings"
 
 _LANES = 4  # threads that may be on the card at once; more of them wait
 _SLOTS = (0, 1)  # of buffers in a lane: one is filled and read while the card works on the other

@@ -6,32 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from known_networks import draw_model
 from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, ResNetSpec
 from reidkit.deploy.network.caffe_layers import CaffeLayers
 from reidkit.deploy.network.description import write_network
 from reidkit.errors import ModelError
-from reidkit.models.model import DeployedModel, build_model
+from reidkit.models.model import DeployedModel
 from reidkit.types import InputSpec
 
 SMALL = InputSpec(64, 32)
 ODD = InputSpec(71, 37, color="bgr", scale=1.0, mean=(103.5, 116.25, 123.7), std=(57.4, 57.1, 58.4))
 NECK_ONLY = HeadSpec(pooling="average")
-
-
-def random_model(spec):
-    """A network whose statistics and one-dimensional weights are all different from those it starts with."""
-    torch.manual_seed(0)
-    model = build_model(spec).eval()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.add_(0.1 * torch.randn_like(weight))
-    return model
 
 
 def read(layers):
@@ -71,7 +56,7 @@ def random_crops(spec, count=2):
     ids=lambda value: f"{value.height}x{value.width}" if isinstance(value, InputSpec) else None,
 )
 def test_whole_networks_are_pytorchs(spec, size):
-    model, crops = random_model(spec), random_crops(size)
+    model, crops = draw_model(spec), random_crops(size)
     layers = CaffeLayers()
     write_network(layers, spec, size, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
     with torch.inference_mode():

@@ -12,12 +12,12 @@ from jaxtyping import Float32
 from onnx import TensorProto, helper, numpy_helper
 
 from reidkit.architecture import ModelSpec
-from reidkit.deploy.graph_rewriting import CROPS, EMBEDDINGS
 from reidkit.deploy.network.description import write_network
 from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.shapes import Shape, ShapeLayers
 from reidkit.deploy.network.weights import bfloat16_bits
 from reidkit.errors import ModelError
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.types import InputSpec
 
 OPSET, BFLOAT16_OPSET = 18, 22

@@ -12,10 +12,9 @@ from reidkit.deploy.network.low_numbers import is_held
 from reidkit.deploy.network.shapes import Shape, ShapeLayers
 from reidkit.deploy.network.weights import bfloat16_bits
 from reidkit.errors import ModelError
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.runtime.flavour import Flavour
 from reidkit.types import InputSpec
-
-CROPS, EMBEDDINGS = "crops", "embeddings"
 
 _POSITIONS = 1 << 2 | 1 << 3  # axes of height and width
 _SMALLEST = 1e-6  # that GeM lets a value be
