@@ -1,14 +1,15 @@
 """A whole data set of drawn pedestrians, on disk as Market-1501 is."""
 
-from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from reidkit.atomic import output_directory
+from reidkit.atomic import check_free, output_directory
 from reidkit.data.synth.camera import draw_camera
 from reidkit.data.synth.crop import bad_framing, draw_crop, good_framing
 from reidkit.data.synth.identity import Stream, draw_identity, generator
@@ -92,14 +93,18 @@ def synthesize(
         for start in range(0, len(jobs_of_camera), _CHUNK)
     ]
     processes = workers or max(1, min(available_cores(), len(jobs) // _WORTH_A_PROCESS))
-    with output_directory(out, marker=MARKER, overwrite=overwrite) as folder:
+    check_free(out, overwrite=overwrite, marker=MARKER)
+    # The processes run before there is anything to leave behind, should they die.
+    with (
+        _painters(seed, chunks, processes) as draw,
+        output_directory(out, marker=MARKER, overwrite=overwrite) as folder,
+    ):
         for name in (TRAIN, QUERY, GALLERY):
             (folder / name).mkdir()
         done = 0
         progress(done, len(jobs))
-        draw = _draw_here(seed, folder, chunks) if processes == 1 else _draw_apart(seed, folder, chunks, processes)
-        with closing(draw):  # nothing is being written any more when the folder gets its name or is removed
-            for count in draw:
+        with closing(draw(folder)) as drawn:  # nothing is written any more when the folder gets its name or is removed
+            for count in drawn:
                 done += count
                 progress(done, len(jobs))
     return Path(out)
@@ -156,24 +161,20 @@ def _plan(identities: int, test: int, cameras: int, crops: int) -> list[_Job]:
     return jobs
 
 
-def _draw_here(seed: int, folder: Path, chunks: list[list[_Job]]) -> Generator[int, None, None]:
-    scenes: dict[int, Scene] = {}
-    for chunk in chunks:
-        camera = chunk[0].camera
-        if camera not in scenes:
-            scenes = {camera: draw_scene(seed, camera)}
-        yield _draw_chunk(seed, folder, scenes[camera], chunk)
-
-
-def _draw_apart(seed: int, folder: Path, chunks: list[list[_Job]], processes: int) -> Generator[int, None, None]:
+@contextmanager
+def _painters(
+    seed: int, chunks: list[list[_Job]], processes: int
+) -> Iterator[Callable[[Path], Generator[int, None, None]]]:
+    """What draws the chunks into a folder, here or in processes that run by then."""
+    if processes == 1:
+        yield partial(_draw_here, seed, chunks)
+        return
     # A fresh interpreter for each worker: forking a process that runs threads (torch, BLAS) can hang.
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
         cameras = sorted({chunk[0].camera for chunk in chunks})
         scenes = dict(zip(cameras, pool.map(draw_scene, [seed] * len(cameras), cameras), strict=True))
-        drawn = [pool.submit(_draw_chunk, seed, folder, scenes[chunk[0].camera], chunk) for chunk in chunks]
-        for future in as_completed(drawn):
-            yield future.result()
+        yield partial(_draw_apart, pool, seed, scenes, chunks)
     except BrokenProcessPool as error:
         raise ReidkitError(
             "A process that drew pictures died",
@@ -182,6 +183,28 @@ def _draw_apart(seed: int, folder: Path, chunks: list[list[_Job]], processes: in
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _draw_here(seed: int, chunks: list[list[_Job]], folder: Path) -> Generator[int, None, None]:
+    scenes: dict[int, Scene] = {}
+    for chunk in chunks:
+        camera = chunk[0].camera
+        if camera not in scenes:
+            scenes = {camera: draw_scene(seed, camera)}
+        yield _draw_chunk(seed, folder, scenes[camera], chunk)
+
+
+def _draw_apart(
+    pool: ProcessPoolExecutor, seed: int, scenes: dict[int, Scene], chunks: list[list[_Job]], folder: Path
+) -> Generator[int, None, None]:
+    drawn = [pool.submit(_draw_chunk, seed, folder, scenes[chunk[0].camera], chunk) for chunk in chunks]
+    try:
+        for future in as_completed(drawn):
+            yield future.result()
+    finally:
+        for future in drawn:
+            future.cancel()
+        wait(drawn)
 
 
 def _draw_chunk(seed: int, folder: Path, scene: Scene, jobs: list[_Job]) -> int:
