@@ -5,15 +5,20 @@
     weights.safetensors   the float32 weights under their canonical names, when the architecture is known
     golden.npz            `crops` and the `embeddings` that the source framework gave for them
 
+and, once it is quantised (`reid quantize`), the table of ranges, the graphs made from it, and TensorRT's own table:
+
+    calibration.json   model.int8-cpu.onnx   model.int8-tensorrt.onnx   calibration.cache
+
 A bundle is written whole or not at all, and opened whole or not at all: every file is checked against its hash, the
 manifest against its own.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -26,6 +31,10 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
+CALIBRATION = "calibration.json"
+CALIBRATION_CACHE = "calibration.cache"
+INT8_MODELS = {"cpu": "model.int8-cpu.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
+"""The quantised graphs, by the kind of engine that each is made for."""
 SUFFIX = ".reid"
 
 
@@ -53,6 +62,16 @@ class Bundle:
     def weights(self) -> Path | None:
         """The weights, or None for a foreign graph."""
         return self.path / WEIGHTS if WEIGHTS in self.manifest.files else None
+
+    @property
+    def calibration(self) -> Path | None:
+        """The table of ranges, or None where the bundle was not quantised."""
+        return self.path / CALIBRATION if CALIBRATION in self.manifest.files else None
+
+    def int8_model(self, kind: Literal["cpu", "tensorrt"]) -> Path | None:
+        """The quantised graph for a kind of engine, or None where the bundle was not quantised."""
+        name = INT8_MODELS[kind]
+        return self.path / name if name in self.manifest.files else None
 
     def golden(self) -> Golden:
         """Reads the golden crops and embeddings.
@@ -193,6 +212,35 @@ def _record(bundle: Bundle, add: Callable[[Manifest], Manifest]) -> Bundle:
     with output_file(bundle.path / MANIFEST) as temporary:
         temporary.write_bytes(data)
     return replace(bundle, manifest=manifest)
+
+
+def replace_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
+    """Puts files beside the others of a bundle, in place of those of the same name.
+
+    At whatever moment this breaks off, the bundle can be opened: with the old ones, without any, or with the new ones.
+
+    Args:
+        bundle: an open bundle.
+        files: contents by name; none of model, weights and golden embeddings, which are what it is.
+
+    Raises:
+        BundleError: the bundle was replaced since it was opened.
+        OutputError: it cannot be written to, or the disk is full.
+    """
+    if fixed := {MANIFEST, MODEL, WEIGHTS, GOLDEN}.intersection(files):
+        raise ValueError(f"{sorted(fixed)} are written by write_bundle alone")
+
+    def listed(digests: Mapping[str, str]) -> Callable[[Manifest], Manifest]:
+        return lambda current: replace(
+            current, files={**{name: digest for name, digest in current.files.items() if name not in files}, **digests}
+        )
+
+    if not bundle.manifest.files.keys().isdisjoint(files):
+        bundle = _record(bundle, listed({}))
+    for name, data in files.items():
+        with output_file(bundle.path / name) as temporary:
+            temporary.write_bytes(data)
+    return _record(bundle, listed({name: _sha256(data) for name, data in files.items()}))
 
 
 def open_bundle(path: Path | str) -> Bundle:
