@@ -1,6 +1,6 @@
 """An ONNX graph as something to walk in: what is known of each value, who makes it and who reads it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ class Links:
     def add_constant(self, values: np.ndarray, name: str) -> str:
         """Puts an initialiser in, under this name or one like it."""
         name = free_name(name, self.taken)
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         self.constants[name] = self.graph.initializer[-1]
         return name
 
@@ -151,6 +151,24 @@ def split_sizes(node: onnx.NodeProto, links: Links, whole: int | None) -> list[i
         return None
     part = -(-whole // len(node.output))
     return [min(part, whole - part * i) for i in range(len(node.output))]
+
+
+def positionless(graph: onnx.GraphProto, links: Links, table: Mapping[str, ValueType]) -> set[str]:
+    """The float values from where on nothing has positions any more."""
+    end: set[str] = set()
+    for node in reversed(graph.node):
+        floats = [name for name in node.output if name in table and table[name].element == TensorProto.FLOAT]
+        followers = [reader for name in floats for reader in links.readers.get(name, ())]
+        onward = [name for reader in followers for name in reader.output if name in table and name not in end]
+        leads_back = any(table[name].element == TensorProto.FLOAT for name in onward)
+        if floats and all(is_point(table[name]) for name in floats) and not leads_back:
+            end.update(floats)
+    return end
+
+
+def is_point(known: ValueType) -> bool:
+    """Whether a value is one row of numbers for each crop: n x c, n x c x 1 x 1, n x 1 x c."""
+    return known.shape is not None and sum(size != 1 for size in known.shape[1:]) <= 1
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

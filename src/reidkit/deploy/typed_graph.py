@@ -29,6 +29,8 @@ from reidkit.deploy.graph_links import (
     copied_node,
     drop_unused,
     free_name,
+    is_point,
+    positionless,
     replace_all,
     value_table,
 )
@@ -173,7 +175,7 @@ class _Writer:
         self._low: Kind = kind
         self._plain = plain
         self._outputs = {value.name for value in model.graph.output}
-        self._end = _end(model.graph, self._links, table)
+        self._end = positionless(model.graph, self._links, table)
         self._made_in: dict[str, Kind] = {}
         self._seen_as: dict[str, Kind] = {}  # what follows a value takes this type
         self._names: dict[tuple[str, Kind], str] = {}
@@ -225,7 +227,7 @@ class _Writer:
         if node.op_type == "Div":
             return node.input[1] not in self._links.constants
         if node.op_type == "AveragePool":
-            return prod(attribute(node, "kernel_shape")) > _SMALL_WINDOW or _is_point(self._table[node.output[0]])
+            return prod(attribute(node, "kernel_shape")) > _SMALL_WINDOW or is_point(self._table[node.output[0]])
         return False
 
     def _is_low(self, operands: Sequence[str], node: onnx.NodeProto) -> bool:
@@ -363,24 +365,6 @@ class _Writer:
 
     def _channels(self, values: np.ndarray, ones: tuple[int, ...], base: str, word: str) -> str:
         return self._links.add_constant(values.reshape(1, -1, *ones), f"{base}_{word}")
-
-
-def _end(graph: onnx.GraphProto, links: Links, table: dict[str, ValueType]) -> set[str]:
-    """The float values from where on nothing has positions any more."""
-    end: set[str] = set()
-    for node in reversed(graph.node):
-        floats = [name for name in node.output if name in table and table[name].element == TensorProto.FLOAT]
-        followers = [reader for name in floats for reader in links.readers.get(name, ())]
-        onward = [name for reader in followers for name in reader.output if name in table and name not in end]
-        leads_back = any(table[name].element == TensorProto.FLOAT for name in onward)
-        if floats and all(_is_point(table[name]) for name in floats) and not leads_back:
-            end.update(floats)
-    return end
-
-
-def _is_point(known: ValueType) -> bool:
-    """Whether a value is one row of numbers for each crop: n x c, n x c x 1 x 1, n x 1 x c."""
-    return known.shape is not None and sum(size != 1 for size in known.shape[1:]) <= 1
 
 
 def _size(known: ValueType) -> int | None:
