@@ -50,8 +50,8 @@ class RoundedLayer:
     Attributes:
         name: of the layer, canonical: "backbone.layer1.0.conv2".
         input: grid that its input is rounded to.
-        output: grid that its result is rounded to, with batch normalisation folded in (of IBN the half that is one) and,
-            where nothing else reads it, behind its ReLU; None where that stays float.
+        output: grid that its result is rounded to, with batch normalisation folded in (of IBN, the half that is one)
+            and, where nothing else reads it, behind its ReLU; None where that stays float.
     """
 
     name: str

@@ -1,0 +1,78 @@
+"""Which pictures ranges are learned of: spread over identities and cameras, by a seed, and told where they are from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reidkit.calibration import Source
+from reidkit.errors import DataError
+from reidkit.types import Crop, Split, Subset
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures to calibrate with.
+
+    Attributes:
+        crops: all that there are to choose from.
+        root: folder that their names are told below.
+        dataset: format and folder, or the folder alone.
+        source: subset that they are of.
+    """
+
+    crops: tuple[Crop, ...]
+    root: Path
+    dataset: str
+    source: Source
+
+
+def pictures_of(split: Split, subset: Subset = "train") -> Pictures:
+    """The pictures of a data set's subset.
+
+    Test pictures have to be asked for: accuracy that is then measured on them is of pictures that were seen.
+
+    Raises:
+        DataError: the subset is empty.
+    """
+    crops = split.subset(subset)
+    if not crops:
+        others = [name for name in ("train", "query", "gallery") if split.subset(name)]
+        raise DataError(
+            f"{split.root} has no {subset} pictures to calibrate with",
+            got=f"only {' and '.join(others)}" if others else "no pictures at all",
+            fix="take pictures that accuracy is not measured on; or say --subset to take those all the same",
+        )
+    return Pictures(crops, split.root, split.name, subset)
+
+
+def in_order_of_choice(crops: Sequence[Crop], seed: int) -> list[Crop]:
+    """All crops, any first part of which is spread over identities and cameras as evenly as they allow.
+
+    Identities take turns, in an order drawn anew for each round; each gives a crop of that of its cameras which has
+    been taken least often so far.
+
+    Args:
+        crops: to choose from; unknown identities and cameras count as one each.
+        seed: 0 or above.
+    """
+    rng = np.random.default_rng(seed)
+    waiting: dict[int, dict[int, list[Crop]]] = {}
+    for place in rng.permutation(len(crops)):
+        crop = crops[place]
+        waiting.setdefault(crop.pid, {}).setdefault(crop.camid, []).append(crop)
+    taken: dict[int, int] = {}
+    order: list[Crop] = []
+    while waiting:
+        identities = sorted(waiting)
+        for place in rng.permutation(len(identities)):
+            cameras = waiting[identities[place]]
+            camid = min(cameras, key=lambda camera: (taken.get(camera, 0), camera))
+            order.append(cameras[camid].pop())
+            taken[camid] = taken.get(camid, 0) + 1
+            if not cameras[camid]:
+                del cameras[camid]
+            if not cameras:
+                del waiting[identities[place]]
+    return order

@@ -1,0 +1,119 @@
+"""`reid quantize`: a bundle gets a table of ranges, and from that the graphs for either kind of engine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx
+
+from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MODEL, Bundle, replace_files
+from reidkit.calibration import Calibration, Range, calibration_bytes, parse_calibration
+from reidkit.deploy.quantize.calibrate import (
+    IMAGES,
+    calibration_of,
+    observe,
+    other_graph,
+    quantizable_graph,
+)
+from reidkit.deploy.quantize.emit import quantized_graph
+from reidkit.deploy.quantize.pictures import pictures_of
+from reidkit.deploy.quantize.placement import PLACEMENT, EngineKind, grid_names, place
+from reidkit.deploy.quantize.tensorrt_cache import calibration_cache
+from reidkit.errors import BundleError
+from reidkit.types import Progress, Split, no_progress
+
+
+def quantize(bundle: Bundle, table: Calibration) -> Bundle:
+    """Puts a table and the graphs that come of it into a bundle, in place of earlier ones.
+
+    Raises:
+        BundleError: the table is of another graph or an older placement; or the bundle was replaced meanwhile.
+        ModelError: the graph cannot be quantised, or the table lacks something.
+        OutputError: the bundle cannot be written to.
+    """
+    model = quantizable_graph(bundle)
+    check_table(bundle, table)
+    files = {name: _serialized(model, kind, table) for kind, name in INT8_MODELS.items()}
+    files[CALIBRATION] = calibration_bytes(table)
+    files[CALIBRATION_CACHE] = calibration_cache(table)
+    return replace_files(bundle, files)
+
+
+def read_table(bundle: Bundle) -> Calibration:
+    """The table that a bundle was quantised by.
+
+    Raises:
+        BundleError: it was not; or the table cannot be read, is of another graph or of an older placement.
+    """
+    if bundle.calibration is None:
+        raise BundleError(
+            f"{bundle.path.name} was not quantised",
+            expected=f"a {CALIBRATION} inside",
+            fix=f"reid quantize {bundle.path} --calibration DIR",
+        )
+    table = parse_calibration(bundle.calibration.read_bytes(), source=str(bundle.calibration))
+    check_table(bundle, table)
+    return table
+
+
+def check_table(bundle: Bundle, table: Calibration) -> None:
+    """Refuses a table that was not made for a bundle's graph.
+
+    Raises:
+        BundleError: it is of another graph, or of a placement that this version does not have.
+    """
+    if table.graph != bundle.manifest.files.get(MODEL):
+        raise other_graph(bundle, table.graph)
+    if table.placement != PLACEMENT:
+        raise BundleError(
+            "The table of ranges was made by a reidkit that rounded other values",
+            got=f"placement {table.placement}",
+            expected=PLACEMENT,
+            fix="quantise the bundle with pictures: reid quantize BUNDLE --calibration DIR",
+        )
+
+
+def kept_in_float(table: Calibration, floats: tuple[str, ...]) -> Calibration:
+    """The same table with other layers left in float: its ranges hold for any choice."""
+    return replace(table, floats=tuple(sorted(set(floats))))
+
+
+def quantize_trained(
+    bundle: Bundle,
+    learned: Mapping[str, Range],
+    split: Split,
+    *,
+    images: int = IMAGES,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> Bundle:
+    """Quantises a bundle by the ranges that quantisation-aware training has learned.
+
+    Values that training does not round, such as an instance normalisation's half of IBN, get the range that they have
+    on training pictures.
+
+    Args:
+        bundle: of the trained network.
+        learned: ranges by grid, as `placement.rounded_layers` names them.
+        split: that was trained on.
+        images: of its train subset, to see the other values on.
+        seed: that chooses those.
+        threads: that decode, and that the graph runs on.
+        progress: over the pictures.
+
+    Raises:
+        BundleError: the graph has no such grid.
+        ModelError, DataError, ImageError, OutputError: as `observe` and `quantize`.
+    """
+    names = grid_names(quantizable_graph(bundle))
+    if unknown := sorted(set(learned) - set(names.values())):
+        raise BundleError(f"{bundle.path.name} has no grid of this name", got=", ".join(unknown[:5]))
+    ranges = {value: learned[name] for value, name in names.items() if name in learned}
+    seen = observe(bundle, pictures_of(split), images=images, seed=seed, threads=threads, progress=progress)
+    return quantize(bundle, calibration_of(bundle, seen, "qat", learned=ranges))
+
+
+def _serialized(model: onnx.ModelProto, kind: EngineKind, table: Calibration) -> bytes:
+    graph = quantized_graph(model, place(model, kind, floats=table.floats), table)
+    graph.producer_name = "reidkit"
+    return graph.SerializeToString(deterministic=True)
