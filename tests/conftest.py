@@ -49,3 +49,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = CheckpointFacts(model.spec, InputSpec(32, 16), "person", Provenance())
     out = tmp_path_factory.mktemp("bundles") / "tiny.reid"
     return export_model(model, facts, out, name="tiny").path
+
+
+@pytest.fixture
+def graphs_by_layers() -> Iterator[None]:
+    """For tests of what stands around an export: it takes no time. Both writers of graphs have tests of their own."""
+    from quick_networks import graphs_by_layers
+
+    with graphs_by_layers():
+        yield

@@ -5,6 +5,9 @@
     weights.safetensors   the float32 weights under their canonical names, when the architecture is known
     golden.npz            `crops` and the `embeddings` that the source framework gave for them
 
+A network that came as OpenVINO IR has `model.xml` and `model.bin` in place of `model.onnx`, which take and give the
+same.
+
 and, once it is quantised (`reid quantize`), the table of ranges, the graphs made from it, and TensorRT's own table:
 
     calibration.json   model.int8-cpu.onnx   model.int8-tensorrt.onnx   calibration.cache
@@ -30,12 +33,28 @@ from reidkit.manifest import Accuracy, Latency, Manifest, manifest_bytes, parse_
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
+IR_MODEL, IR_WEIGHTS = "model.xml", "model.bin"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
-INT8_MODELS = {"cpu": "model.int8-cpu.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
+INT8_MODELS: dict[Literal["cpu", "tensorrt"], str] = {
+    "cpu": "model.int8-cpu.onnx",
+    "tensorrt": "model.int8-tensorrt.onnx",
+}
 """The quantised graphs, by the kind of engine that each is made for."""
 SUFFIX = ".reid"
+
+GraphFormat = Literal["onnx", "openvino"]
+GRAPH_FILES: dict[GraphFormat, tuple[str, ...]] = {"onnx": (MODEL,), "openvino": (IR_MODEL, IR_WEIGHTS)}
+"""What a graph is written in, and the files that it then is; a bundle has those of one format."""
+
+
+@dataclass(frozen=True, slots=True)
+class IrGraph:
+    """A graph as OpenVINO IR: the contents of the .xml and of the .bin."""
+
+    xml: bytes
+    weights: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +73,14 @@ class Bundle:
     manifest: Manifest
 
     @property
+    def graph_format(self) -> GraphFormat:
+        """What the graph is written in."""
+        return "openvino" if IR_MODEL in self.manifest.files else "onnx"
+
+    @property
     def model(self) -> Path:
-        """The ONNX graph."""
-        return self.path / MODEL
+        """The graph: the ONNX file, or the .xml of an OpenVINO IR."""
+        return self.path / GRAPH_FILES[self.graph_format][0]
 
     @property
     def weights(self) -> Path | None:
@@ -125,7 +149,7 @@ def write_bundle(
     path: Path | str,
     manifest: Manifest,
     *,
-    model: bytes,
+    model: bytes | IrGraph,
     golden: Golden,
     weights: bytes | None = None,
     overwrite: bool = False,
@@ -135,7 +159,7 @@ def write_bundle(
     Args:
         path: of the bundle; must end in `.reid`.
         manifest: its `files` are filled in here.
-        model: the ONNX graph.
+        model: the graph; bytes are ONNX.
         golden: crops and embeddings of the source framework.
         weights: a safetensors file, when the architecture is known.
         overwrite: replace a bundle that is already there.
@@ -153,7 +177,8 @@ def write_bundle(
         raise InputError("The golden arrays do not fit the manifest", got=got, expected=expected)
     buffer = io.BytesIO()
     np.savez(buffer, crops=golden.crops, embeddings=golden.embeddings)
-    files = {MODEL: model, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
+    graph = {IR_MODEL: model.xml, IR_WEIGHTS: model.weights} if isinstance(model, IrGraph) else {MODEL: model}
+    files = {**graph, GOLDEN: buffer.getvalue()} | ({WEIGHTS: weights} if weights is not None else {})
     files[MANIFEST] = manifest_bytes(replace(manifest, files={name: _sha256(data) for name, data in files.items()}))
     with output_directory(path, marker=MANIFEST, overwrite=overwrite) as folder:
         for name, data in files.items():
@@ -227,7 +252,7 @@ def replace_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
         BundleError: the bundle was replaced since it was opened.
         OutputError: it cannot be written to, or the disk is full.
     """
-    if fixed := {MANIFEST, MODEL, WEIGHTS, GOLDEN}.intersection(files):
+    if fixed := {MANIFEST, MODEL, IR_MODEL, IR_WEIGHTS, WEIGHTS, GOLDEN}.intersection(files):
         raise ValueError(f"{sorted(fixed)} are written by write_bundle alone")
 
     def listed(digests: Mapping[str, str]) -> Callable[[Manifest], Manifest]:
@@ -274,10 +299,15 @@ def _open_checked(path: Path) -> Bundle:
                 expected=f"sha256 {expected[:16]}…",
                 fix="copy the bundle again, whole; or export it again",
             )
-    for name in (MODEL, GOLDEN):
+    if MODEL in manifest.files and IR_MODEL in manifest.files:
+        raise BundleError(
+            f"{path / MANIFEST} lists two graphs", got=f"{MODEL}, {IR_MODEL}", expected="one", fix="import it again"
+        )
+    bundle = Bundle(path, manifest)
+    for name in (*GRAPH_FILES[bundle.graph_format], GOLDEN):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} lists no {name}", fix="export the bundle again")
-    return Bundle(path, manifest)
+    return bundle
 
 
 def _read_manifest(file: Path) -> Manifest:

@@ -15,6 +15,8 @@ from reidkit.errors import BundleError, ConfigError, require_one_of
 
 SCHEMA = 1
 
+_LONG = 400  # characters of what somebody else wrote, in a message
+
 Method = Literal["minmax", "entropy", "percentile", "mse", "qat"]
 """How a range comes from what was seen; "qat" learned it in training."""
 
@@ -144,16 +146,34 @@ def parse_calibration(data: bytes, *, source: str) -> Calibration:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source} cannot be read", got=error, fix="quantise the bundle again") from error
-    if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA:
+    schema = values.pop("schema", None) if isinstance(values, dict) else None
+    if type(schema) is not int or schema != SCHEMA:
         raise BundleError(
             f"{source} is no table of ranges that this reidkit reads",
+            got=f"schema {schema}" if type(schema) is int else "no number as its schema",
             expected=f"an object with schema {SCHEMA}",
             fix="quantise the bundle again, or update reidkit (pip install -U reidkit)",
         )
     try:
+        _check_ranges(values.get("ranges"))
         return from_dict(Calibration, values, where="calibration.json")
-    except ConfigError as error:
-        raise BundleError(f"{source} is not what this reidkit writes", got=error) from error
+    except (ConfigError, RecursionError) as error:
+        raise BundleError(f"{source} is not what this reidkit writes", got=_cut(error)) from error
+
+
+def _check_ranges(ranges: object) -> None:
+    """Reads each range by itself: one that is none is refused by the name of its value."""
+    for name, ends in ranges.items() if isinstance(ranges, dict) else ():
+        if isinstance(ends, dict):
+            try:
+                from_dict(Range, ends, where=f"calibration.json.ranges.{name}")
+            except ConfigError as error:
+                raise ConfigError(f"The range of {name!r} cannot be read", got=error) from error
+
+
+def _cut(found: object) -> str:
+    text = str(found)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 def _json(value: Any) -> str:

@@ -107,7 +107,7 @@ def test_inspect_fails_on_errors(run, market, tmp_path):
     assert str(broken) in out
 
 
-def test_train_and_export(run, market, tmp_path):
+def test_train_and_export(run, market, tmp_path, graphs_by_layers):
     settings = ["input.height=32", "input.width=16", "batches.identities=3", "batches.crops=2", "optim.epochs=1"]
     changes = [part for setting in settings for part in ("--set", setting)]
     recipe = ["--recipe", "demo", *changes, "--no-bundle"]

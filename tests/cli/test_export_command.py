@@ -3,9 +3,15 @@
 import subprocess
 import sys
 
+import numpy as np
+import openvino
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from osnet_bundle import write_osnet
+from reidkit.bundle import Golden, write_bundle
+from reidkit.manifest import Embedding, Manifest
+from reidkit.types import InputSpec
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def test_a_run_is_made_a_bundle_first(run, tmp_path):
         assert f"to do: reid export {source} --out people.reid, then export that" in words
 
 
-@pytest.mark.parametrize("name", ["x.prototxt", "x.wts"])
+@pytest.mark.parametrize("name", ["x.prototxt", "x.wts", "x.xml"])
 @pytest.mark.parametrize("option", [("--name", "new"), ("--licence", "permissive")])
 def test_files_for_others_have_no_place_for_facts(run, bundle, tmp_path, name, option):
     status, _, err = run("export", bundle, "--out", tmp_path / name, *option)
@@ -62,3 +68,66 @@ def test_something_that_is_no_bundle(run, tmp_path):
     status, _, err = run("export", tmp_path / "none.reid", "--out", tmp_path / "x.prototxt")
     assert status == 2
     assert "none.reid does not exist" in err
+
+
+HEAD = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+
+
+@pytest.fixture
+def colors(tmp_path):
+    """A bundle of a graph that runs: the mean colour and a linear map."""
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head"], ["embeddings"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colors",
+        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["n", 4, 2, 3])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(HEAD, "head")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    crops = np.random.default_rng(1).integers(0, 256, (3, 4, 2, 3), dtype=np.uint8)
+    golden = Golden(crops, (crops.mean(axis=(1, 2)) @ HEAD).astype(np.float32))
+    manifest = Manifest("colors", "person", InputSpec(4, 2), Embedding(64))
+    return write_bundle(tmp_path / "in" / "colors.reid", manifest, model=model.SerializeToString(), golden=golden)
+
+
+def test_a_bundle_becomes_openvino_ir(run, colors, tmp_path):
+    out = tmp_path / "small.xml"
+    status, printed, _ = run("export", colors.path, "--out", out, "--precision", "fp16")
+    assert status == 0
+    assert " ".join(printed.split()) == f"wrote {out} and small.bin, which belongs to it"
+    crops = colors.golden().crops
+    got = openvino.Core().compile_model(str(out), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(crops)[0]
+    np.testing.assert_allclose(got, crops.mean(axis=(1, 2)) @ HEAD.astype(np.float16), rtol=1e-4, atol=1e-3)
+    assert run("export", colors.path, "--out", tmp_path / "full.xml")[0] == 0
+    assert (tmp_path / "full.bin").stat().st_size > 1.5 * (tmp_path / "small.bin").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.xml", "--precision", "int8"], "to do: reid quantize"),
+        (["x.xml", "--precision", "bf16"], "openvino does not run this bundle in bfloat16 here"),
+        (["x.xml", "--precision", "half"], "Unknown precision 'half'"),
+        (["x.bin"], "to do: call it x.xml"),
+        (["x.wts", "--precision", "fp16"], "--precision would change nothing in x.wts"),
+    ],
+)
+def test_what_cannot_be_exported(run, bundle, tmp_path, arguments, message):
+    name, *options = arguments
+    status, _, err = run("export", bundle, "--out", tmp_path / name, *options)
+    assert status == 2
+    assert message in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_ir_of_a_run(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").touch()
+    status, _, err = run("export", tmp_path / "run", "--out", tmp_path / "people.xml")
+    assert status == 2
+    assert "OpenVINO IR is written from a bundle" in " ".join(err.split())

@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from numpy.random import default_rng
+from openvino import opset13
 
 from foreign_checkpoints import make_fastreid_resnet, save_fastreid
 from numpy_networks import fastreid_resnet
@@ -128,3 +130,72 @@ def test_a_hostile_pickle_is_refused_and_never_runs(run, tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "trap.pth", weights_only=False)
     assert (tmp_path / "ran").exists()  # the trap does work
+
+
+@pytest.fixture
+def ir(tmp_path):
+    """The mean of each channel, in the order in which it comes, as the files that others would hand out."""
+    data = opset13.parameter([1, 3, 12, 8], np.float32, name="data")
+    mean = opset13.reduce_mean(data, opset13.constant(np.array([2, 3])), keep_dims=False)
+    model = openvino.Model([opset13.result(mean)], [data], "net")
+    openvino.save_model(model, str(tmp_path / "net.xml"), compress_to_fp16=False)
+    return tmp_path / "net.xml"
+
+
+BARE = ("--color", "bgr", "--scale", "1", "--mean", "0,0,0", "--std", "1,1,1", "--resize", "bilinear")
+
+
+def test_an_openvino_ir_becomes_a_bundle_that_every_command_takes(run, ir, tmp_path):
+    out = tmp_path / "net.reid"
+    status, printed, _ = run("import", ir, "--out", out, *BARE)
+    assert status == 0
+    assert "note: The graph was made for batches of 1; now it takes any" in printed
+    bundle = open_bundle(out)
+    golden, size = bundle.golden(), bundle.manifest.input
+    np.testing.assert_allclose(golden.embeddings, golden.crops.mean(axis=(1, 2))[:, ::-1], rtol=1e-5)
+    assert (size.height, size.width, size.color, size.resize) == (12, 8, "bgr", "bilinear")
+    status, printed, _ = run("verify", out)
+    assert status == 0
+    assert "openvino" in printed
+    assert run("info", out)[0] == 0
+    assert run("bench", out, "--batch", 2, "--seconds", 0, "--hint", "throughput", "--threads-per-call", 1)[0] == 0
+    status, _, complaint = run("verify", out, "--runtime", "onnxruntime")
+    assert status == 1
+    assert "OpenVINO IR" in " ".join((printed + complaint).split()) or "onnxruntime" in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "16x8"], "takes crops of another size"),
+        (["--output", "x"], "has no output 'x'"),
+        (["--architecture", "resnet18"], "--architecture says nothing about an OpenVINO IR"),
+        (["--config", "c.yaml"], "--config says nothing about an OpenVINO IR"),
+    ],
+)
+def test_what_a_user_may_get_wrong_about_an_ir(run, ir, tmp_path, options, message):
+    status, _, complaint = run("import", ir, "--out", tmp_path / "x.reid", *BARE, *options)
+    assert status == 2
+    assert message in " ".join(complaint.split())
+    assert not (tmp_path / "x.reid").exists()
+
+
+def test_the_weights_of_an_ir_are_not_what_is_named(run, ir, tmp_path):
+    status, _, complaint = run("import", ir.with_suffix(".bin"), "--out", tmp_path / "x.reid")
+    assert status == 2
+    assert "net.bin holds the weights of net.xml" in complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runtime", "onnxruntime", "--hint", "latency"], "onnxruntime knows no hint"),
+        (["--runtime", "openvino", "--optimization", "basic"], "openvino knows no optimization"),
+        (["--threads-per-call", 1, "--record"], "Timings with options of an engine are not recorded"),
+    ],
+)
+def test_options_of_engines_that_bench_refuses(run, ir, tmp_path, options, message):
+    assert run("import", ir, "--out", tmp_path / "x.reid", *BARE)[0] == 0
+    status, _, complaint = run("bench", tmp_path / "x.reid", *options)
+    assert status == 2
+    assert message in " ".join(complaint.split())

@@ -103,9 +103,15 @@ def test_what_a_run_ends_with(run, market, tmp_path, tiny_export):
 @pytest.mark.slow
 def test_two_processes_write_one_bundle_and_one_of_them_talks(market, tmp_path):
     folder = tmp_path / "pair"
-    command = [REID, "train", "--data", market, "--out", folder, "--recipe", "demo", *TINY, "--devices", "2"]
+    here = Path(__file__).parent
+    command = [sys.executable, here / "quick_reid.py", "train", "--data", market, "--out", folder, "--recipe", "demo"]
     ended = subprocess.run(
-        [*command, "--set", "optim.epochs=1"], check=False, capture_output=True, text=True, timeout=300
+        [*command, *TINY, "--devices", "2", "--set", "optim.epochs=1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(here.parent)},
     )
     assert ended.returncode == 0, ended.stderr
     for line in ("trained on 12 crops of 3 identities: ", f"wrote {folder / 'pair.reid'}\n", "recorded in "):

@@ -1,5 +1,6 @@
 """Parity as a gate: what passes, what fails, and the numbers by hand."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from reidkit.bundle import Golden, open_bundle
+from reidkit.calibration import Calibration, Picture
 from reidkit.deploy.verify import (
     TOLERANCES,
     Parity,
@@ -192,7 +194,7 @@ def measured(split, embeddings, precision="float32"):
 def test_engines_that_agree(split):
     reference = measured(split, BASE)
     agreement = check_accuracy(reference, measured(split, 7 * BASE, "float16"))  # length is not looked at
-    assert (agreement.crops, agreement.mean_ap, agreement.rank1, agreement.top) == (4, (1.0, 1.0), 0.0, 1.0)
+    assert (agreement.crops, agreement.mean_ap, agreement.rank1.difference, agreement.top) == (4, (1.0, 1.0), 0.0, 1.0)
     assert agreement.max_abs < 1e-7
     assert agreement.max_rel == 0
     assert agreement.min_cosine == pytest.approx(1)
@@ -210,7 +212,27 @@ def test_the_differences_on_a_data_set_by_hand(split):
     assert agreement.max_abs == pytest.approx(0.8 - unit[0], rel=1e-5)
     assert agreement.max_rel == pytest.approx((0.8 - unit[0] - 1e-5) / unit[0], rel=1e-5)
     assert agreement.min_cosine == pytest.approx((unit * [0.8, 0.6]).sum())
+    assert agreement.mean_cosine == pytest.approx((3 + agreement.min_cosine) / 4)
     assert agreement.mean_ap == (1.0, 1.0)
+
+
+def test_a_crop_that_int8_rounds_badly_is_no_fault_where_nothing_is_lost(split):
+    other = BASE.copy()
+    other[3] = [12.0, 4.0]
+    reference = measured(split, BASE)
+    rounded, half = (check_accuracy(reference, measured(split, other, kind)) for kind in ("int8", "float16"))
+    assert rounded.min_cosine < 0.97 < rounded.mean_cosine
+    assert rounded.passed
+    assert not half.passed
+    assert not check_accuracy(reference, measured(split, -other, "int8"), max_drop=1.0).passed
+
+
+def test_pictures_that_ranges_were_learned_of_are_counted(split):
+    digest = hashlib.sha256(split.gallery[0].path.read_bytes()).hexdigest()
+    other = Picture("elsewhere.jpg", "0" * 64)
+    table = Calibration("graph", 1, "minmax", {}, {}, pictures=(Picture("a.jpg", digest), other))
+    assert seen_in_calibration(table, split) == 1
+    assert seen_in_calibration(replace(table, pictures=(other,)), split) == 0
 
 
 def test_map_that_is_lost_and_how_much_is_allowed(split):
@@ -220,7 +242,7 @@ def test_map_that_is_lost_and_how_much_is_allowed(split):
     agreement = check_accuracy(reference, engine)
     assert agreement.mean_ap == (1.0, 0.75)
     assert agreement.change.difference == -0.25
-    assert agreement.rank1 == -0.5
+    assert (agreement.rank1.difference, agreement.rank1.interval) == (-0.5, (-1.0, 0.0))
     assert agreement.change.interval == (-0.5, 0.0)
     assert not agreement.passed
     # One crop is far from the reference's: that alone is a fault, whatever mAP may lose.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from conditions import as_installed
 from reidkit.errors import InputError
 from reidkit.manifest import Embedding, Manifest
-from reidkit.runtime.contract import check_crops, run_in_batches, spec_of
+from reidkit.runtime.contract import check_crops, engine_words, run_in_batches, spec_of
 from reidkit.types import EmbedderSpec, InputSpec
 
 SIZE = InputSpec(4, 2)
@@ -101,3 +101,24 @@ def test_a_fixed_batch_changes_nothing(n, batch):
     assert run_in_batches(numbered(n), spec(batch), run)[:, 0].tolist() == list(range(n))
     assert {len(call) for call in run.calls} == {batch}
     assert len(run.calls) == -(-n // batch)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "Exception from src/core.cpp:84:\nCheck 'x' failed at src/y.cpp:2:\nIncorrect weights!\n\n",
+            "Incorrect weights!",
+        ),
+        (
+            "Exception from src/core.cpp:84:\nLoading input model\nCan not open it.",
+            "Loading input model Can not open it.",
+        ),
+        ("[ONNXRuntimeError] : 7 : INVALID\nand a stack", "[ONNXRuntimeError] : 7 : INVALID"),
+        ("\n", "RuntimeError"),
+        ("Exception from src/core.cpp:84:", "RuntimeError"),
+        ("x" * 400, "x" * 299 + "…"),
+    ],
+)
+def test_an_engines_own_message_is_cut_down_to_what_it_says(message, told):
+    assert engine_words(RuntimeError(message)) == told

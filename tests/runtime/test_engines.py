@@ -230,8 +230,8 @@ def test_openvino_computes_in_float32(tiny_bundle, monkeypatch):
     seen = {}
     initialise = OpenVinoEmbedder.__init__
 
-    def opened(self, compiled, spec):
-        initialise(self, compiled, spec)
+    def opened(self, compiled, spec, hint):
+        initialise(self, compiled, spec, hint)
         seen["precision"] = compiled.get_property("INFERENCE_PRECISION_HINT")
         seen["threads"] = compiled.get_property("INFERENCE_NUM_THREADS")
 

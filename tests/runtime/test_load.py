@@ -1,13 +1,23 @@
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
+import onnx
+import onnxruntime
+import openvino
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from conditions import as_installed
 from reidkit import runtime
+from reidkit.bundle import INT8_MODELS, file_sha256, replace_files
 from reidkit.errors import BundleError, ConfigError, RuntimeMissing
 from reidkit.runtime import ENGINES, RUNTIMES, Engine, RuntimeName, installed, load
+from reidkit.runtime.engine_facts import graph_digest
+from reidkit.runtime.openvino import OpenVinoEmbedder
 from reidkit.types import Embedder
 from small_bundle import write
 
@@ -129,3 +139,234 @@ def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch):
     with pytest.raises(RuntimeMissing) as caught:
         load(make_bundle(), "tensorrt")
     assert str(caught.value) == "cuda-bindings is not installed\n  to do: pip install cuda-bindings"
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def coarse_graph(step: float) -> bytes:
+    """The mean colour of pixels that were rounded to multiples of a step: nobody takes it for the float graph."""
+    nodes = [
+        helper.make_node("Cast", ["crops"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("QuantizeLinear", ["pixels", "step", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["rounded"]),
+        helper.make_node("ReduceMean", ["rounded"], ["embeddings"], axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "coarse",
+        [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["n", 4, 2, 3])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.float32(step), "step"), numpy_helper.from_array(np.uint8(0), "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def quantized(make_bundle):
+    return replace_files(make_bundle(), {INT8_MODELS["cpu"]: coarse_graph(16)})
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_int8_runs_the_quantised_graph_and_says_which(quantized, name):
+    embedder = load(quantized, name, precision="int8")
+    expected = (np.rint(CROPS / 16) * 16).clip(0, 255 * 16).mean(axis=(1, 2))
+    np.testing.assert_allclose(embedder.embed(CROPS), expected, rtol=1e-5)
+    assert np.abs(expected - CROPS.mean(axis=(1, 2))).max() > 0.1
+    digest = file_sha256(quantized.path / "model.int8-cpu.onnx")
+    assert (embedder.spec.precision, embedder.spec.build) == ("int8", digest)
+    plain = load(quantized, name)
+    assert (plain.spec.precision, plain.spec.build) == ("float32", None)
+    np.testing.assert_allclose(plain.embed(CROPS), CROPS.mean(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_int8_of_a_bundle_that_was_not_quantised(make_bundle, name):
+    bundle = make_bundle()
+    with pytest.raises(RuntimeMissing) as caught:
+        load(bundle, name, precision="int8")
+    assert str(caught.value) == (
+        f"mean.reid was not quantised, so {name} cannot run it in int8\n"
+        "  expected: a bundle with model.int8-cpu.onnx\n"
+        f"  to do: reid quantize {bundle.path} --calibration DIR"
+    )
+
+
+def test_int8_on_a_card_is_tensorrts(quantized):
+    text = r"ONNX Runtime does not run the quantised graph on a card\n  got: int8 on cuda:1[\s\S]*--runtime tensorrt"
+    with pytest.raises(RuntimeMissing, match=text):
+        load(quantized, "onnxruntime", device="cuda:1", precision="int8")
+
+
+def test_a_new_calibration_is_another_graph_for_engines_in_int8_alone(make_bundle):
+    bundle = make_bundle()
+    before = replace_files(bundle, {INT8_MODELS["tensorrt"]: b"one"})
+    after = replace_files(before, {INT8_MODELS["tensorrt"]: b"two"})
+    digests = [[graph_digest(b, "parser", p) for b in (bundle, before, after)] for p in ("float16", "int8")]
+    assert len(set(digests[0])) == 1
+    assert len(set(digests[1])) == 3
+
+
+class Device(openvino.Core):
+    """A processor that says it computes in float16 too; what it was asked for is kept, and done in float32."""
+
+    offered = ("FP32", "FP16")
+    asked: ClassVar[dict[str, object]] = {}
+
+    def get_property(self, *names):
+        return list(self.offered) if names[-1] == "OPTIMIZATION_CAPABILITIES" else super().get_property(*names)
+
+    def compile_model(self, model, device, config):
+        type(self).asked = dict(config)
+        return super().compile_model(model, device, {**config, "INFERENCE_PRECISION_HINT": "f32"})
+
+
+def test_openvino_computes_in_16_bits_where_the_device_offers_it(make_bundle, monkeypatch):
+    monkeypatch.setattr(openvino, "Core", Device)
+    spec = load(make_bundle(), "openvino", precision="float16").spec
+    assert (spec.precision, Device.asked["INFERENCE_PRECISION_HINT"]) == ("float16", "f16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "offered", "refused", "known"),
+    [
+        ("bfloat16", ("FP32", "FP16"), "bfloat16", "float32, float16"),
+        (None, ("FP16", "INT8"), "float32", "float16, int8"),
+        ("int8", ("FP32", "BIN"), "int8", "float32"),
+    ],
+)
+def test_openvino_computes_in_nothing_else_where_it_does_not(
+    quantized, monkeypatch, precision, offered, refused, known
+):
+    monkeypatch.setattr(openvino, "Core", Device)
+    monkeypatch.setattr(Device, "offered", offered)
+    with pytest.raises(RuntimeMissing) as caught:
+        load(quantized, "openvino", precision=precision)
+    assert str(caught.value) == (
+        f"openvino does not run this bundle in {refused} here\n  got: CPU does not compute in it\n"
+        f"  expected: one of {known}\n  to do: choose another precision or device"
+    )
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_onnxruntime_computes_in_the_graphs_own_precision(make_bundle, precision):
+    text = rf"onnxruntime does not run this bundle in {precision} here\n  expected: one of float32\n"
+    with pytest.raises(RuntimeMissing, match=text):
+        load(make_bundle(), "onnxruntime", precision=precision)
+
+
+# -- options of one engine ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "able"),
+    [
+        ("onnxruntime", {"hint": "latency"}, "openvino"),
+        ("openvino", {"optimization": "all"}, "onnxruntime"),
+        ("auto", {"hint": "throughput"}, "openvino"),
+        ("tensorrt", {"optimization": "basic"}, "onnxruntime"),
+    ],
+)
+def test_an_option_that_an_engine_does_not_know_is_refused(make_bundle, name, options, able):
+    ((option, value),) = options.items()
+    with pytest.raises(ConfigError) as caught:
+        load(make_bundle(), name, **options)
+    text = f"{name} knows no {option}\n  got: {option} {value}\n  expected: runtime {able}\n  to do: leave it out"
+    assert str(caught.value) == text
+
+
+def test_an_unknown_hint_suggests_the_nearest(make_bundle):
+    with as_installed(), pytest.raises(ConfigError, match=r"Unknown hint 'latancy'[\s\S]*did you mean 'latency'"):
+        load(make_bundle(), "openvino", hint="latancy")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("level", ["none", "basic", "extended", "all", None])
+def test_onnxruntime_rewrites_a_graph_as_far_as_it_may(make_bundle, monkeypatch, level):
+    seen = []
+    session = onnxruntime.InferenceSession
+
+    def opened(path, options, **others):
+        seen.append((options.graph_optimization_level.name, options.intra_op_num_threads))
+        return session(path, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with as_installed():
+        embedder = load(make_bundle(), "onnxruntime", optimization=level, threads=1)
+    word = (level or "all").upper()
+    assert seen == [("ORT_DISABLE_ALL" if level == "none" else f"ORT_ENABLE_{word}", 1)]
+    np.testing.assert_allclose(embedder.embed(CROPS), CROPS.mean(axis=(1, 2)), rtol=1e-5)
+
+
+class Compiled:
+    """A compiled model that wants three requests, whatever the machine, and counts what each is given."""
+
+    def __init__(self, compiled):
+        self.compiled, self.sizes = compiled, []
+
+    def get_property(self, name):
+        assert name == "OPTIMAL_NUMBER_OF_INFER_REQUESTS"
+        return 3
+
+    def create_infer_request(self):
+        request, sizes = self.compiled.create_infer_request(), self.sizes
+
+        class Request:
+            def infer(self, inputs):
+                sizes.append(len(inputs[0]))
+                return request.infer(inputs)
+
+        return Request()
+
+
+@pytest.mark.parametrize(
+    ("hint", "batch", "pieces"),
+    [
+        ("latency", None, {1: [1], 2: [2], 7: [7]}),
+        ("latency", 2, {1: [2], 7: [2, 2, 2, 2]}),
+        ("throughput", None, {1: [1], 2: [1, 1], 7: [2, 2, 3], 9: [3, 3, 3]}),
+        ("throughput", 2, {1: [2], 3: [2, 2], 7: [2, 2, 2, 2], 12: [2] * 6}),
+    ],
+)
+def test_for_throughput_a_call_is_cut_into_pieces(make_bundle, hint, batch, pieces):
+    bundle = make_bundle(batch=batch)
+    spec = load(bundle, "openvino").spec
+    compiled = Compiled(openvino.Core().compile_model(str(bundle.model), "CPU"))
+    with as_installed():
+        embedder = OpenVinoEmbedder(compiled, spec, hint)
+        for n, sizes in pieces.items():
+            crops = np.random.default_rng(n).integers(0, 256, (n, 4, 2, 3), dtype=np.uint8)
+            np.testing.assert_allclose(embedder.embed(crops), crops.mean(axis=(1, 2)), rtol=1e-5)
+            assert sorted(compiled.sizes) == sizes
+            compiled.sizes.clear()
+        assert embedder.embed(CROPS[:0]).shape == (0, 3)
+
+
+def test_calls_of_several_threads_share_the_requests(make_bundle):
+    embedder = load(make_bundle(), "openvino", hint="throughput")
+    every = np.random.default_rng(1).integers(0, 256, (12, 30, 4, 2, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(6) as pool:
+        for crops, got in zip(every, pool.map(embedder.embed, every), strict=True):
+            np.testing.assert_allclose(got, crops.mean(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_openvino_is_told_the_hint_and_the_threads(make_bundle, monkeypatch, hint):
+    monkeypatch.setattr(openvino, "Core", Device)
+    load(make_bundle(), "openvino", hint=hint, threads=1)
+    assert Device.asked == {
+        "PERFORMANCE_HINT": hint.upper(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": 1,
+    }
+
+
+def test_a_graph_of_its_own_precision_is_run_in_that_alone(make_bundle):
+    bundle = make_bundle()
+    coarse = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
+    assert load(coarse, "openvino").spec.precision == "float16"
+    with pytest.raises(
+        RuntimeMissing, match=r"openvino does not run this bundle in float32 here\n  expected: one of float16"
+    ):
+        load(coarse, "openvino", precision="float32")

@@ -22,6 +22,7 @@ from reidkit.cli import (
     import_model,
     info,
     models,
+    quantize,
     search,
     train,
     verify,
@@ -56,6 +57,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("import")(import_model.import_model)
 app.command("info")(info.info)
+app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("verify")(verify.verify)
 app.command("evaluate")(evaluate.evaluate)

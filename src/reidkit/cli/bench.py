@@ -10,7 +10,7 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle, record_latency
 from reidkit.cli import console, options
-from reidkit.cli.opening import open_way
+from reidkit.cli.opening import Tuning, open_way
 from reidkit.cli.outputs import require_libraries
 from reidkit.cli.pictures import picture_files
 from reidkit.deploy.bench import BATCHES
@@ -33,6 +33,9 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="To spend on each row.")] = 1.0,
     device: options.Device = None,
     precision: options.PrecisionsOption = None,
+    threads_per_call: options.ThreadsPerCall = None,
+    hint: options.HintOption = None,
+    optimization: options.OptimizationOption = None,
     rebuild: options.Rebuild = False,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the table to a file.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the table into a PNG.")] = None,
@@ -47,9 +50,16 @@ def bench(
             "Timings of pictures of your own are not recorded: a card could not say which they were",
             fix="leave --images or --record out",
         )
+    tuning = Tuning(threads_per_call, hint, optimization)
+    if record and tuning != Tuning():
+        raise ConfigError(
+            "Timings with options of an engine are not recorded: a card could not say which they were",
+            fix="leave --record out, or --threads-per-call, --hint and --optimization",
+        )
     opened = open_bundle(bundle)
     names = options.each_of(RUNTIMES, runtime, what="runtime") if runtime else installed(opened)
-    ways = ways_of(opened, names, options.parse_precisions(precision))
+    tuning.check(names)
+    ways = ways_of(opened, names, options.parse_precisions(precision), device=device)
     sources = picture_files(images) if images is not None else []
     if plot is not None:
         require_libraries("matplotlib")
@@ -57,7 +67,7 @@ def bench(
     for way in ways:
         try:
             with console.spinner(f"opening {way.in_words()}"):
-                embedder = open_way(way, opened, device=device, rebuild=rebuild)
+                embedder = open_way(way, opened, device=device, rebuild=rebuild, tuning=tuning)
         except RuntimeMissing as error:
             if runtime and (not precision or len(ways) == 1):
                 raise

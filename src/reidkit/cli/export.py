@@ -1,4 +1,4 @@
-"""`reid export`: a trained checkpoint becomes a bundle, or files for others: weights, and Caffe's."""
+"""`reid export`: a trained checkpoint becomes a bundle, or files for others: weights, OpenVINO's and Caffe's."""
 
 import shlex
 from pathlib import Path
@@ -6,38 +6,53 @@ from typing import Annotated
 
 import typer
 
+from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.errors import ConfigError
 from reidkit.manifest import LicenceClass
+from reidkit.types import Precision
 
 _WEIGHTS = (".wts", ".safetensors")
 _CAFFE = (".prototxt", ".caffemodel")
-_WITHOUT_FACTS = (*_WEIGHTS, *_CAFFE)
+_OPENVINO = (".xml", ".bin")
+_WITHOUT_FACTS = (*_WEIGHTS, *_CAFFE, *_OPENVINO)
 
 
 def export(
     source: Annotated[Path, typer.Argument(help="A run of `reid train`, its model.safetensors, or a bundle.")],
     out: Annotated[
         Path,
-        typer.Option("--out", help="The bundle to write, NAME.reid; its weights, .wts or .safetensors; or .prototxt."),
+        typer.Option(
+            "--out", help="The bundle to write, NAME.reid; its weights, .wts or .safetensors; or .xml, or .prototxt."
+        ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the model (default: the bundle's).")] = None,
     licence: Annotated[
         LicenceClass | None, typer.Option("--licence", help="Class of licence of the weights (default: unknown).")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of .xml: fp32, fp16 or int8 (default: the graph's own).")
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Export a trained model once: graph with pre-processing inside, weights, golden embeddings.
 
-    A bundle gives its weights as a file, or itself as Caffe files, NAME.prototxt and NAME.caffemodel.
+    A bundle gives its weights as a file, its graph as OpenVINO IR, NAME.xml and NAME.bin, or itself as Caffe files,
+    NAME.prototxt and NAME.caffemodel.
     """
     if out.suffix in _WITHOUT_FACTS and (name is not None or licence is not None):
         raise ConfigError(f"{out.name} has no place for --name and --licence", fix="leave them out")
+    if out.suffix not in _OPENVINO:
+        options.refuse_idle({"--precision": precision}, f"in {out.name}")
+    arithmetic = options.parse_precision(precision)
     beside = ""
     with console.spinner("exporting"):
         if out.suffix in _CAFFE:
             _to_caffe(source, out, overwrite=overwrite)
             beside = f" and {out.with_suffix('.caffemodel').name}, which belongs to it"
+        elif out.suffix in _OPENVINO:
+            _to_openvino(source, out, arithmetic, overwrite=overwrite)
+            beside = f" and {out.with_suffix('.bin').name}, which belongs to it"
         elif out.suffix in _WEIGHTS:
             from reidkit.export.weights_file import export_weights
 
@@ -53,14 +68,25 @@ def export(
 
 def _to_caffe(source: Path, out: Path, *, overwrite: bool) -> None:
     """Needs a bundle and no torch."""
-    from reidkit.bundle import open_bundle
     from reidkit.deploy.caffe import write_caffe
 
+    write_caffe(_bundle(source, out, "Caffe files are"), out, overwrite=overwrite)
+
+
+def _to_openvino(source: Path, out: Path, precision: Precision | None, *, overwrite: bool) -> None:
+    """Needs a bundle and no torch."""
+    from reidkit.deploy.openvino_ir import write_ir
+
+    write_ir(_bundle(source, out, "OpenVINO IR is"), out, precision=precision, overwrite=overwrite)
+
+
+def _bundle(source: Path, out: Path, what: str) -> Bundle:
+    """The bundle that files for others are written from; a run is to be made one first."""
     if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
         raise ConfigError(
-            "Caffe files are written from a bundle",
+            f"{what} written from a bundle",
             got=source,
             expected="NAME.reid",
             fix=f"reid export {shlex.quote(str(source))} --out {shlex.quote(out.stem + '.reid')}, then export that",
         )
-    write_caffe(open_bundle(source), out, overwrite=overwrite)
+    return open_bundle(source)

@@ -14,11 +14,16 @@ from reidkit.types import ColorOrder, InputSpec, ResizeFilter, Task
 
 _List = list[str] | None
 
+_GRAPHS = {".onnx": "an ONNX graph", ".xml": "an OpenVINO IR"}
+"""What a file is that holds a whole graph, by its suffix."""
+
 
 def import_model(
     file: Annotated[
         Path,
-        typer.Argument(help="A checkpoint (fast-reid, torchreid, torchvision, timm), FILE.wts, or FILE.onnx."),
+        typer.Argument(
+            help="A checkpoint (fast-reid, torchreid, torchvision, timm), FILE.wts, FILE.onnx, or FILE.xml (OpenVINO)."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The bundle to write: NAME.reid.")],
     config: Annotated[Path | None, typer.Option("--config", help="Checkpoint: fast-reid's config.yaml.")] = None,
@@ -46,20 +51,20 @@ def import_model(
     size: Annotated[
         str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Of its crops (default: what the file says).")
     ] = None,
-    color: Annotated[ColorOrder | None, typer.Option("--color", help="Its order of channels (ONNX: rgb).")] = None,
-    scale: Annotated[float | None, typer.Option("--scale", help="Divisor of 0 to 255 pixels (ONNX: 255).")] = None,
+    color: Annotated[ColorOrder | None, typer.Option("--color", help="Its order of channels (graphs: rgb).")] = None,
+    scale: Annotated[float | None, typer.Option("--scale", help="Divisor of 0 to 255 pixels (graphs: 255).")] = None,
     mean: Annotated[
-        str | None, typer.Option("--mean", metavar="A,B,C", help="In its own channel order (ONNX: ImageNet's).")
+        str | None, typer.Option("--mean", metavar="A,B,C", help="In its own channel order (graphs: ImageNet's).")
     ] = None,
     std: Annotated[
-        str | None, typer.Option("--std", metavar="A,B,C", help="In its own channel order (ONNX: ImageNet's).")
+        str | None, typer.Option("--std", metavar="A,B,C", help="In its own channel order (graphs: ImageNet's).")
     ] = None,
     resize: Annotated[
-        ResizeFilter | None, typer.Option("--resize", help="Filter its crops were resized with (ONNX: bilinear).")
+        ResizeFilter | None, typer.Option("--resize", help="Filter its crops were resized with (graphs: bilinear).")
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", help="ONNX: name of the output, of several.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Graphs: name of the output, of several.")] = None,
     layout: Annotated[
-        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="ONNX: of its input (default: what it says).")
+        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Graphs: of its input (default: what it says).")
     ] = None,
     task: Annotated[
         Task | None, typer.Option("--task", help="What it tells apart (default: what the file says, else person).")
@@ -76,10 +81,11 @@ def import_model(
 ) -> None:
     """Take a foreign model into a bundle, with its pre-processing inside the graph; every weight is accounted for."""
     pixels = _pixels(color, scale, mean, std, resize)
-    if file.suffix.lower() == ".onnx" and architecture is None:
-        _refuse("an ONNX graph", config=config, dialect=dialect, set=overrides)
-        _refuse("an ONNX graph", key=key, no_torch=no_torch)
-        _refuse("an ONNX graph", allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    graph = _GRAPHS.get(file.suffix.lower())
+    if graph is not None and (architecture is None or file.suffix.lower() != ".onnx"):
+        _refuse(graph, config=config, dialect=dialect, set=overrides, architecture=architecture)
+        _refuse(graph, key=key, no_torch=no_torch)
+        _refuse(graph, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
         _import_graph(
             file,
             out,
@@ -92,6 +98,8 @@ def import_model(
             over=overwrite,
         )
         return
+    if file.suffix.lower() == ".bin" and (xml := file.with_suffix(".xml")).is_file():
+        raise ConfigError(f"{file.name} holds the weights of {xml.name}", fix=f"import {xml}, which names them")
     _refuse("a checkpoint", output=output, layout=layout)
     if size is not None:
         pixels["height"], pixels["width"] = options.parse_size(size)
@@ -181,15 +189,20 @@ def _import_graph(
     licence: LicenceClass,
     over: bool,
 ) -> None:
-    from reidkit.deploy.foreign_onnx import graph_input_size, import_onnx
+    if file.suffix.lower() == ".onnx":
+        from reidkit.deploy.foreign_onnx import graph_input_size as input_size
+        from reidkit.deploy.foreign_onnx import import_onnx as import_network
+    else:
+        from reidkit.deploy.foreign_openvino import import_ir as import_network
+        from reidkit.deploy.foreign_openvino import ir_input_size as input_size
 
-    stated = options.parse_size(size) if size is not None else graph_input_size(file, layout=layout)
+    stated = options.parse_size(size) if size is not None else input_size(file, layout=layout)
     if stated is None:
         raise ConfigError(f"{file.name} takes crops of any size", fix="say which: --size 256x128 (height x width)")
     values = {"height": stated[0], "width": stated[1], "resize": "bilinear", **pixels}
     spec = from_dict(InputSpec, values, where="input")
     with console.progress_bar("importing") as progress:
-        imported = import_onnx(
+        imported = import_network(
             file,
             out,
             spec=spec,

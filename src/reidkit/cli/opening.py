@@ -1,6 +1,8 @@
 """The one place where commands open engines: as they are, or with `--rebuild`, built again where they do not fit."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from reidkit.bundle import Bundle
 from reidkit.cli import console
@@ -9,13 +11,41 @@ from reidkit.deploy.build import build_engine
 from reidkit.deploy.choose import check_card, choose
 from reidkit.deploy.ways import Way
 from reidkit.errors import BundleError, RuntimeMissing
-from reidkit.runtime import ENGINES, RuntimeName, load, usual_device
+from reidkit.runtime import ENGINES, RuntimeName, check_graph, check_options, load, usual_device
+from reidkit.runtime.contract import Hint, Optimization
 from reidkit.runtime.engine_facts import EngineFacts
 from reidkit.runtime.engine_store import read_choice, read_store
 from reidkit.runtime.machine import machine
 from reidkit.types import Embedder, Precision, Via
 
 _WITHOUT_WEIGHTS = "weight-stripped"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What changes how fast an engine is and not what it gives; as of `reidkit.load`.
+
+    Attributes:
+        threads: that one call may use on the processor.
+        hint: of openvino.
+        optimization: of onnxruntime.
+    """
+
+    threads: int | None = None
+    hint: Hint | None = None
+    optimization: Optimization | None = None
+
+    def check(self, runtimes: Sequence[RuntimeName]) -> None:
+        """Refuses what one of these runtimes does not know: asked first, it spares the work.
+
+        Raises:
+            ConfigError: names runtime and option.
+        """
+        for runtime in runtimes:
+            check_options(runtime, hint=self.hint, optimization=self.optimization)
+
+
+_USUAL = Tuning()
 
 
 def open_embedder(
@@ -26,6 +56,7 @@ def open_embedder(
     precision: Precision | None = None,
     via: Via | None = None,
     rebuild: bool = False,
+    tuning: Tuning = _USUAL,
 ) -> Embedder:
     """Opens a bundle on an engine, as `reidkit.load` does.
 
@@ -38,14 +69,16 @@ def open_embedder(
         rebuild: of engines that have to be built: one that does not fit this machine or this graph, is damaged or is
             not there is built first, with the settings that the store has of it or the usual ones. For "auto" the
             fastest is found again. Nothing is ever built without this.
+        tuning: threads and the options of one engine.
 
     Raises:
         RuntimeMissing, BundleError, ConfigError, ModelError, EngineError: as `reidkit.load`, and with `rebuild` as
             `reidkit.deploy.build.build_engine` and `reidkit.deploy.choose.choose`. Where engines of several precisions
             were built and none was asked for, none is built.
     """
+    check_graph(bundle, runtime)  # which no building helps
     try:
-        return load(bundle, runtime, device=device, precision=precision, via=via)
+        return _load(bundle, Way(runtime, precision, via), device, tuning)
     except (RuntimeMissing, BundleError) as error:
         if not rebuild or not (runtime == "auto" or ENGINES[runtime].built):
             raise
@@ -60,12 +93,21 @@ def open_embedder(
         check_card(runtime, device)
         facts = _build_again(bundle, runtime, device, precision, via, last)
         precision, via = facts.precision, facts.via
-    return load(bundle, runtime, device=device, precision=precision, via=via)
+    return _load(bundle, Way(runtime, precision, via), device, tuning)
 
 
-def open_way(way: Way, bundle: Bundle, *, device: str | None = None, rebuild: bool = False) -> Embedder:
+def open_way(
+    way: Way, bundle: Bundle, *, device: str | None = None, rebuild: bool = False, tuning: Tuning = _USUAL
+) -> Embedder:
     """Opens a bundle in a way; see `open_embedder`."""
-    return open_embedder(bundle, way.runtime, device=device, precision=way.precision, via=way.via, rebuild=rebuild)
+    return open_embedder(
+        bundle, way.runtime, device=device, precision=way.precision, via=way.via, rebuild=rebuild, tuning=tuning
+    )
+
+
+def _load(bundle: Bundle, way: Way, device: str | None, tuning: Tuning) -> Embedder:
+    said: dict[str, Any] = {name: value for name, value in asdict(tuning).items() if value is not None}
+    return load(bundle, way.runtime, device=device, precision=way.precision, via=way.via, **said)
 
 
 def _last_built(

@@ -14,6 +14,7 @@ from reidkit.manifest import Tta
 from reidkit.metrics.prepared import Metric
 from reidkit.metrics.protocol import PROTOCOLS
 from reidkit.runtime import RuntimeName
+from reidkit.runtime.contract import Hint, Optimization
 from reidkit.types import InputSpec, Precision
 
 BundlePath = Annotated[Path, typer.Argument(help="The model: a folder NAME.reid.", metavar="BUNDLE")]
@@ -40,6 +41,16 @@ Rebuild = Annotated[
     typer.Option("--rebuild", help="Build an engine that does not fit this machine or model again, as it was built."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
+ThreadsPerCall = Annotated[
+    int | None, typer.Option("--threads-per-call", min=1, help="Threads of the processor that one call may use.")
+]
+HintOption = Annotated[
+    Hint | None, typer.Option("--hint", help="OpenVINO: fast at one call, or at many crops (default: latency).")
+]
+OptimizationOption = Annotated[
+    Optimization | None,
+    typer.Option("--optimization", help="ONNX Runtime: how far it may rewrite the graph (default: all)."),
+]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Crops a call of the engine.")]
 MetricName = Annotated[Metric, typer.Option("--metric", help="Distance between embeddings.")]
 SkipUnreadable = Annotated[

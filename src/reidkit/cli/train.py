@@ -2,17 +2,22 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from reidkit.bundle import Bundle, open_bundle
 from reidkit.cache import default_folder
+from reidkit.calibration import Range
 from reidkit.cli import console, options
 from reidkit.cli.outcome import finish, places_in
 from reidkit.cli.training_table import TrainingTable
 from reidkit.data import load_split
+from reidkit.errors import ModelError
 from reidkit.imaging import available_cores
+from reidkit.train.quantization import EngineKind, Rounding
 from reidkit.train.recipe import Recipe, load_recipe, recipe_names
 from reidkit.types import Split, Task
 
@@ -55,7 +60,7 @@ def train(
         typer.Option(
             "--init",
             rich_help_panel=_LEARNED,
-            help="Start from the backbone of anyone's checkpoint, of the same network.",
+            help="Start from the backbone of anyone's checkpoint, of the same network; for eight bits from a bundle.",
         ),
     ] = None,
     teacher: Annotated[
@@ -103,12 +108,16 @@ def train(
     variant: options.DataVariant = None,
 ) -> None:
     """Train a model on the training part of a data set; a verified bundle, its card and curves come of it."""
+    from reidkit.train.outcome import CHECKPOINT
     from reidkit.train.parallel import is_follower
     from reidkit.train.state import STATE
 
     if is_follower():
         console.hush()
     loaded = load_recipe(recipe, model=model, overrides=overrides or ())
+    rounding = None
+    if loaded.quantization is not None:
+        loaded, rounding = _quantized(recipe, init, model=model, overrides=overrides or ())
     split = load_split(data, data_format, variant=variant)
     places = places_in(out)
     if not resume or (out / STATE).exists():  # else that is what is to be said
@@ -126,6 +135,7 @@ def train(
             task=task,
             init=init,
             teacher=teacher,
+            rounding=rounding,
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
@@ -141,6 +151,8 @@ def train(
     if is_follower():
         return
     outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
+    if rounding is not None and places.bundle.exists() and outcome.status != 2:
+        _quantize_trained(out / CHECKPOINT, places.bundle, split)
     if outcome.status:
         raise typer.Exit(outcome.status)
 
@@ -170,6 +182,51 @@ def learn(split: Split, recipe: Recipe, out: Path, **options: Any) -> None:
         f"trained on {trained.crops} crops of {trained.identities} identities: {trained.steps} steps in "
         f"{trained.seconds:.0f} s{measured}; wrote {trained.checkpoint}"
     )
+
+
+def _quantized(name: str, init: Path | None, *, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, Rounding]:
+    """A recipe for eight bits, for the network of a bundle; and where the engine rounds that bundle's graph."""
+    from reidkit.train.quantized_start import check_bundle
+
+    check_bundle(init)
+    assert init is not None
+    bundle = open_bundle(init)
+    manifest = bundle.manifest
+    if manifest.architecture is None or bundle.weights is None:
+        raise ModelError(
+            f"{init} is a graph, which cannot be trained",
+            got="a graph without an architecture",
+            expected="a bundle with an architecture and weights",
+            fix="of a known network, `reid import FILE.onnx --architecture NAME` makes one",
+        )
+    recipe = load_recipe(name, model=model, overrides=overrides, begins_with=(manifest.architecture, manifest.input))
+    assert recipe.quantization is not None
+    return recipe, _rounding(bundle, recipe.quantization.engine)
+
+
+def _rounding(bundle: Bundle, engine: EngineKind) -> Rounding:
+    """Where an engine rounds a bundle's graph, and the ranges that its table has, if it has one."""
+    from reidkit.deploy.quantize.calibrate import quantizable_graph
+    from reidkit.deploy.quantize.placement import grid_names, place, rounded_layers
+    from reidkit.deploy.quantize.quantize import read_table
+
+    graph = quantizable_graph(bundle)
+    layers, names = rounded_layers(graph, place(graph, engine)), grid_names(graph)
+    ranges: dict[str, Range] = {}
+    if bundle.calibration is not None:
+        ranges = {names[value]: given for value, given in read_table(bundle).ranges.items() if value in names}
+    return Rounding(engine, layers, ranges=ranges)
+
+
+def _quantize_trained(checkpoint: Path, path: Path, split: Split) -> None:
+    """Makes the graphs in eight bits of a bundle that was trained for them, with the ranges of the training."""
+    from reidkit.deploy.quantize.quantize import quantize_trained
+    from reidkit.models.checkpoint import load_ranges
+
+    ranges = load_ranges(checkpoint)
+    assert ranges is not None
+    quantize_trained(open_bundle(path), ranges, split)
+    console.say(f"quantised {path}")
 
 
 def _saved_at(state: Path) -> int | None:

@@ -87,20 +87,19 @@ def load_split(root: Path | str, format: str | None = None, *, variant: str | No
     return FORMATS[name].load(home)
 
 
+def is_data_set(root: Path | str) -> bool:
+    """Whether a folder or file looks like a data set, whole or not, rather than a folder of pictures."""
+    root = Path(root)
+    return bool(_candidates(root, None)) if root.is_dir() else table.claims(root)
+
+
 def _find(root: Path, name: str | None) -> tuple[str, Path]:
     """The format and the folder or file it lies in: `root`, or the only folder inside that is a data set."""
     if not root.is_dir() and (name == "table" or (name is None and table.claims(root))):
         return "table", root
     if not root.is_dir() or name == "table":
         raise _wrong_kind(root, name)
-    found = _claimants(root, name)
-    if not found:
-        found = [
-            item
-            for child in entries(root)[1]
-            if os.access(root / child, os.R_OK | os.X_OK)
-            for item in _claimants(root / child, name)
-        ]
+    found = _candidates(root, name)
     if len(found) > 1:
         raise _ambiguous(root, found)
     if found:
@@ -113,6 +112,15 @@ def _find(root: Path, name: str | None) -> tuple[str, Path]:
         expected="one of these layouts" + "".join(f"\n    {known:<11} {FORMATS[known].LAYOUT}" for known in FORMATS),
         fix="check the path, or describe the data set in a CSV",
     )
+
+
+def _candidates(root: Path, name: str | None) -> list[tuple[str, Path]]:
+    return _claimants(root, name) or [
+        item
+        for child in entries(root)[1]
+        if os.access(root / child, os.R_OK | os.X_OK)
+        for item in _claimants(root / child, name)
+    ]
 
 
 def _claimants(place: Path, name: str | None) -> list[tuple[str, Path]]:

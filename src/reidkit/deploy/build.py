@@ -47,7 +47,9 @@ _KINDS: dict[Precision, Kind] = {
     "tf32": "float32",
     "float16": "float16",
     "bfloat16": "bfloat16",
+    "int8": "float16",
 }
+"""Of the maps; in int8, of those that are not rounded."""
 _MEMORY_WORDS = (
     "out of memory",
     "outofmemory",
@@ -79,8 +81,9 @@ def build_engine(
         bundle: a path, or a bundle that is open already.
         runtime: "tensorrt" or "tensorrt-rtx".
         precision: of the maps; statistics, pooling, GeM's power, neck and embedding layer are float32 in all of them.
+            "int8" builds the graph that `reid quantize` made, whose other maps are float16.
         via: "network" writes the known network through TensorRT's own API, "parser" parses the ONNX graph; None takes
-            the first where the network is known.
+            the first where the network is known, and the second for int8, which has no other.
         batches: each gives a profile, with kernels chosen for it, for all batches from the one before up to it. A
             bundle whose own batch is fixed gets a profile of that alone.
         workspace: bytes that a kernel may take beside its data; None for all there is.
@@ -91,13 +94,16 @@ def build_engine(
 
     Raises:
         RuntimeMissing: the library, a card, or this precision or option in this version is not there.
-        ModelError: a foreign graph or a network without description by "network"; weights or a graph that do not fit.
+        ModelError: a foreign graph or a network without description by "network"; weights or a graph that do not fit;
+            int8 of a bundle that was not quantised, or by "network".
         EngineError: the builder fails; says when it was for want of memory, and what to do.
         ConfigError: impossible batches, workspace, effort or options.
         OutputError: the bundle cannot be written to.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     require_one_of("flavour of TensorRT", runtime, LIBRARIES)
+    if opened.graph_format != "onnx":
+        raise ModelError(f"{opened.path.name} holds its network as OpenVINO IR, which {runtime} does not read")
     for option in options:
         require_one_of("engine option", option, OPTIONS)
     if effort is not None and not 0 <= effort <= 5:
@@ -106,6 +112,9 @@ def build_engine(
         raise ConfigError("The workspace is out of range", got=workspace, expected="1 byte or more")
     fixed = opened.manifest.batch
     profiles = profiles_of(batches) if fixed is None else (Profile(fixed, fixed, fixed),)
+    if precision == "int8":
+        _check_quantized(opened, via)
+        via = "parser"
     via = via or ("network" if describable(opened.manifest.architecture) and opened.weights else "parser")
     flavour = open_flavour(runtime)
     machine = _machine(flavour, device)
@@ -114,7 +123,7 @@ def build_engine(
         version=flavour.version,
         precision=precision,
         via=via,
-        graph=graph_digest(opened, via),
+        graph=graph_digest(opened, via, precision),
         profiles=profiles,
         gpu=machine.gpu,
         compute_capability=machine.compute_capability,
@@ -129,6 +138,19 @@ def build_engine(
     with engine_lock(opened, facts.name):
         found = None if rebuild else _standing(opened, facts)  # whoever held the lock may have built it
         return found or _build_on(device, opened, flavour, facts)
+
+
+def _check_quantized(bundle: Bundle, via: Via | None) -> None:
+    if via == "network":
+        raise ModelError(
+            "int8 is built from the quantised graph alone", got="--via network", fix="leave --via out, or say parser"
+        )
+    if bundle.int8_model("tensorrt") is None:
+        raise ModelError(
+            f"{bundle.path.name} was not quantised",
+            expected="the graph that an int8 engine is built from",
+            fix=f"reid quantize {bundle.path} --calibration DIR",
+        )
 
 
 def profiles_of(batches: Sequence[int]) -> tuple[Profile, ...]:
@@ -193,7 +215,7 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
         config.builder_optimization_level = facts.effort
     network = flavour.network(builder)
     # Whatever this gives has to live until the engine is built.
-    kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, _KINDS[facts.precision])
+    kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, facts.precision)
     for profile in facts.profiles:
         config.add_optimization_profile(_profile(bundle, builder, profile))
     timing = _TimingCache(flavour, facts, config)
@@ -211,19 +233,19 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
     return write_engine(bundle, facts, bytes(data))
 
 
-def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind) -> object:
+def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: Precision) -> object:
     """The known network, through the library's own API."""
     architecture, weights = bundle.manifest.architecture, bundle.weights
     if architecture is None or weights is None:
         raise ModelError(
             f"{bundle.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
         )
-    layers = TensorRtLayers(flavour, network)
+    layers, kind = TensorRtLayers(flavour, network), _KINDS[precision]
     write_network(layers, architecture, bundle.manifest.input, read_tensors(weights), kind=kind, source=str(weights))
     return layers
 
 
-def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind) -> object:
+def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: Precision) -> object:
     """The ONNX graph with its types, through the library's parser."""
     try:
         import onnx
@@ -234,7 +256,13 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind)
         if error.name != "onnx":
             raise
         raise RuntimeMissing("onnx is not installed", fix="pip install 'reidkit[onnx]'") from error
-    graph = typed_graph(onnx.load(bundle.model), kind, plain_instance_norm=True)
+    quantized = precision == "int8"
+    file = (bundle.int8_model("tensorrt") if quantized else None) or bundle.model
+    model, kind = onnx.load(file), _KINDS[precision]
+    graph = typed = typed_graph(model, kind, plain_instance_norm=True, rounded_by_us=quantized)
+    if not flavour.typed and quantized:
+        # Its pairs of Q and DQ know float32 alone; what lies between them is told to the layers.
+        graph = typed_graph(model, "float32", plain_instance_norm=True, rounded_by_us=True)
     if not flavour.typed:
         graph = in_opset_17(graph)
     data = graph.SerializeToString(deterministic=True)
@@ -242,12 +270,14 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, kind: Kind)
     if not parser.parse(data):
         reasons = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ModelError(
-            f"{flavour.runtime} {flavour.version} cannot parse {bundle.model}",
+            f"{flavour.runtime} {flavour.version} cannot parse {file}",
             got="; ".join(dict.fromkeys(reasons)) or log.first_error(),
             fix="build it with --via network, or another runtime",
         )
     if not flavour.typed:
-        _type_layers(flavour, network, value_types(graph))
+        types = value_types(typed)
+        # Which of the layers between two pairs are fused into integers is the builder's choice; the tail is not.
+        _type_layers(flavour, network, {n: t for n, t in types.items() if not quantized or t == "float32"})
     return parser, data
 
 

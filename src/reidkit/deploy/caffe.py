@@ -58,14 +58,14 @@ def _network(bundle: Bundle) -> CaffeLayers:
         raise ModelError(
             f"{bundle.path} is a foreign graph, of which only the ONNX file is known",
             expected="a bundle with an architecture and weights",
-            fix="use its model.onnx",
+            fix=f"use its {bundle.model.name}",
         )
     if not describable(spec):
         raise ModelError(
             f"{bundle.path} cannot be written as Caffe files",
             got=in_words(spec),
             expected="a ResNet, MGN or OSNet",
-            fix="use its model.onnx",
+            fix=f"use its {bundle.model.name}",
         )
     layers = CaffeLayers()
     write_network(layers, spec, bundle.manifest.input, read_tensors(weights), source=str(weights))

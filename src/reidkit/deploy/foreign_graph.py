@@ -1,18 +1,13 @@
-"""What a graph of unknown origin takes: its image input. Nothing is changed here."""
+"""What an ONNX graph of unknown origin takes: its image input. Nothing is changed here."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
 
+from reidkit.deploy.foreign_proof import ImageInput, Layout, find_layout
 from reidkit.errors import ModelError
 
-Layout = Literal["nchw", "nhwc"]
-
-_CHANNEL_AXIS: dict[Layout, int] = {"nchw": 1, "nhwc": 3}
 _IMAGE_TYPES: dict[int, np.dtype] = {
     onnx.TensorProto.FLOAT: np.dtype(np.float32),
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),
@@ -22,27 +17,6 @@ _TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.DOUBLE: "float64",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInput:
-    """The one input of a network that takes images.
-
-    Attributes:
-        name: of the value.
-        layout: order of its axes.
-        dtype: float32 or float16.
-        batch: the static batch size, or None where any is declared to do.
-        height: pixels, or None where dynamic.
-        width: pixels, or None where dynamic.
-    """
-
-    name: str
-    layout: Layout
-    dtype: np.dtype
-    batch: int | None
-    height: int | None
-    width: int | None
 
 
 def find_image_input(model: onnx.ModelProto, file: Path, layout: Layout | None = None) -> ImageInput:
@@ -70,7 +44,7 @@ def find_image_input(model: onnx.ModelProto, file: Path, layout: Layout | None =
     if dims is None or len(dims) != 4 or element_type not in _IMAGE_TYPES:
         fix = "export the part of the network that goes from normalised pixels to the embedding"
         raise ModelError(f"{file} does not take float images", got=describe(value), expected=expected, fix=fix)
-    layout = _layout(dims, layout, describe(value), file)
+    layout = find_layout(dims, layout, describe(value), file)
     height, width = (dims[2], dims[3]) if layout == "nchw" else (dims[1], dims[2])
     return ImageInput(value.name, layout, _IMAGE_TYPES[element_type], dims[0], height, width)
 
@@ -93,16 +67,3 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | None] | None:
     if not tensor.HasField("shape"):
         return None
     return [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-
-
-def _layout(dims: Sequence[int | None], asked: Layout | None, what: str, file: Path) -> Layout:
-    layouts: list[Layout] = [asked] if asked else ["nchw", "nhwc"]
-    certain: list[Layout] = [layout for layout in layouts if dims[_CHANNEL_AXIS[layout]] == 3]
-    possible: list[Layout] = certain or [layout for layout in layouts if dims[_CHANNEL_AXIS[layout]] is None]
-    if len(possible) == 1:
-        return possible[0]
-    if possible:
-        fix = "say which it is: --layout nchw or --layout nhwc"
-        raise ModelError(f"{file} does not say which axis of its input holds the channels", got=what, fix=fix)
-    axes = " or ".join(f"axis {_CHANNEL_AXIS[layout]} ({layout})" for layout in layouts)
-    raise ModelError(f"{file} does not take images of three channels", got=what, expected=f"3 channels on {axes}")

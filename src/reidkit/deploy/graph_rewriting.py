@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from reidkit.deploy.foreign_graph import ImageInput
+from reidkit.deploy.foreign_proof import ImageInput
 from reidkit.onnx_file import is_standard
 from reidkit.runtime.contract import CROPS, EMBEDDINGS
 from reidkit.types import InputSpec

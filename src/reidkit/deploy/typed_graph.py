@@ -37,6 +37,7 @@ from reidkit.deploy.graph_links import (
 from reidkit.deploy.low_types import ELEMENTS, converted
 from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
 from reidkit.deploy.network.low_numbers import is_held, rounded
+from reidkit.deploy.quantize.placement import QUANTIZED_OPERATORS
 from reidkit.errors import ModelError, require_one_of
 from reidkit.onnx_file import is_standard, standard_opset
 
@@ -56,11 +57,8 @@ _PARTS = frozenset({
     "ReduceProd", "ReduceSum", "ReduceSumSquare", "Sqrt"
 })
 """Float32, and so is what follows; all other operators not listed above are float32 and give back what they got."""
-_QUANTIZED = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger"
-})
 # fmt: on
+_ROUND_IN_LOW_TYPES = 19  # the first opset whose pairs of Q and DQ take float16
 
 _TOLD = frozenset({"Shape", "Size"})  # take any type
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
@@ -71,7 +69,9 @@ _WITH_BFLOAT16, _IR_OF_BFLOAT16 = 22, 10
 _CHANGED_SINCE_18 = frozenset({"DFT", "GridSample", "GroupNormalization"})
 
 
-def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool = False) -> onnx.ModelProto:
+def typed_graph(
+    model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool = False, rounded_by_us: bool = False
+) -> onnx.ModelProto:
     """The graph, cleaned (see `graph_cleanup.cleaned`), with maps of a type and casts where types meet.
 
     Inputs and outputs stay as they are. Every value has one type that it is made in; it is cast to the other at most
@@ -87,6 +87,8 @@ def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool
             windows in its own type, and the means of those, the variance and all that follows are float32; the map
             gets one product and one sum in its type. IBN-a becomes one such step over all channels, by 1 and 0 where
             nothing is to change, so that no map is split and put together again.
+        rounded_by_us: the graph has pairs of Q and DQ from `quantize.emit`. They stay, each in the type of its map, and
+            weights behind one become integers.
 
     Raises:
         ConfigError: no such kind.
@@ -94,9 +96,12 @@ def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool
             told, where `kind` is not float32; an instance normalisation of computed weights that is to be plain.
     """
     require_one_of("type of maps", kind, ELEMENTS)
-    if _has_own_types(model, kind):
+    if not rounded_by_us and _has_own_types(model, kind):
         return copied(model)
     result = cleaned(model)
+    if rounded_by_us and kind != "float32":
+        _store_rounded_weights(result.graph)
+        _raise_opset(result, _ROUND_IN_LOW_TYPES)
     table = value_table(result, batch=_SOME_BATCH)
     if kind != "float32":
         _check_typeable(result, table, kind)
@@ -104,7 +109,7 @@ def typed_graph(model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool
         join_halves(result.graph, table)
     if kind == "bfloat16":
         write_out_hard_swish(result.graph, table)
-        _raise_opset(result)
+        _raise_opset(result, _WITH_BFLOAT16)
     writer = _Writer(result, table, kind, plain=plain_instance_norm)
     for node in list(result.graph.node):
         writer.write(node)
@@ -129,7 +134,7 @@ def _has_own_types(model: onnx.ModelProto, kind: Kind) -> bool:
     """
     elements = {known.element for known in value_table(model).values()}
     own = [name for name in ("float16", "bfloat16") if ELEMENTS[name] in elements]
-    quantized = any(node.op_type in _QUANTIZED for node in model.graph.node)
+    quantized = any(node.op_type in QUANTIZED_OPERATORS for node in model.graph.node)
     if not own and not quantized:
         return False
     if (own or ["float32"]) == [kind]:
@@ -156,11 +161,33 @@ def _check_typeable(model: onnx.ModelProto, table: dict[str, ValueType], kind: K
                 raise ModelError(f"Value {name!r} {where} is float64", expected=f"float32, to make {kind}", fix=fix)
 
 
-def _raise_opset(model: onnx.ModelProto) -> None:
+def _store_rounded_weights(graph: onnx.GraphProto) -> None:
+    """Integers in place of float weights and the Q behind them: in a low type the weights would be rounded twice."""
+    links, nodes = Links(graph), []
+    for node in graph.node:
+        weight = links.array(node.input[0]) if is_standard(node, "QuantizeLinear") else None
+        if weight is None:
+            nodes.append(copied_node(node))
+            continue
+        step, zero = links.array(node.input[1]), links.array(node.input[2])
+        assert step is not None
+        assert zero is not None
+        sides = [1] * weight.ndim
+        sides[attribute(node, "axis", 1)] = -1
+        limits = np.iinfo(zero.dtype)
+        integers = np.rint(weight / step.reshape(sides)) + zero.reshape(sides)
+        stored = links.add_constant(np.clip(integers, limits.min, limits.max).astype(zero.dtype), node.output[0])
+        for reader in links.readers[node.output[0]]:
+            reader.input[:] = [stored if name == node.output[0] else name for name in reader.input]
+    replace_all(graph.node, nodes)
+    drop_unused(graph)
+
+
+def _raise_opset(model: onnx.ModelProto, opset: int) -> None:
     unchanged = not any(node.op_type in _CHANGED_SINCE_18 for node in model.graph.node)
-    if unchanged and 18 <= standard_opset(model) < _WITH_BFLOAT16:
+    if unchanged and 18 <= standard_opset(model) < opset:
         others = [entry for entry in model.opset_import if entry.domain not in {"", "ai.onnx"}]
-        replace_all(model.opset_import, [*others, helper.make_opsetid("", _WITH_BFLOAT16)])
+        replace_all(model.opset_import, [*others, helper.make_opsetid("", opset)])
         model.ir_version = max(model.ir_version, _IR_OF_BFLOAT16)
 
 
@@ -210,6 +237,10 @@ class _Writer:
             made = not any(node.input) or node.op_type == "ConstantOfShape"
             return "float32", self._low if made and node.output[0] not in self._end else "float32"
         standard = is_standard(node, node.op_type)
+        if standard and node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            follows = node.op_type == "DequantizeLinear" or self._seen(node.input[0]) == self._low
+            kind = self._low if follows and self._held(floats) else "float32"
+            return kind, kind
         if standard and node.op_type in _LAYERS:
             kind = self._low if self._held(floats) else "float32"
             return kind, kind

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
-from reidkit.bundle import Bundle, Golden
+from reidkit.bundle import Bundle, Golden, file_sha256
+from reidkit.calibration import Calibration
 from reidkit.deploy.ways import Way, ways_of
-from reidkit.errors import InputError, ReidkitError
+from reidkit.errors import ImageError, InputError, ReidkitError
 from reidkit.evaluate import EmbeddedBy, EmbeddedCrops, Report, compare_reports, embed_split, rank_embedded
 from reidkit.evaluate.embedding_cache import EmbeddingCache
 from reidkit.index import NO_NEIGHBOR, NearestScorer, Neighbors
@@ -123,9 +124,10 @@ class Agreement:
         max_abs: largest difference of a value, between embeddings of length 1.
         max_rel: the same as a share of the reference's value, beyond an absolute difference of 1e-5.
         min_cosine: smallest cosine between both embeddings of a crop.
+        mean_cosine: over all crops.
         mean_ap: of the reference and of the engine.
         change: of mAP, query by query: the engine's minus the reference's, with its 95 % interval.
-        rank1: change of rank-1.
+        rank1: change of rank-1 likewise.
         top: mean share of the reference's ten nearest crops that are among the engine's ten.
         max_drop: of mAP, that is allowed.
     """
@@ -136,17 +138,21 @@ class Agreement:
     max_abs: float
     max_rel: float
     min_cosine: float
+    mean_cosine: float
     mean_ap: tuple[float, float]
     change: PairedDifference
-    rank1: float
+    rank1: PairedDifference
     top: float
     max_drop: float
 
     @property
     def passed(self) -> bool:
-        """Whether no more mAP is lost than allowed, and every crop is as near as its precision is held to."""
-        near = self.min_cosine >= TOLERANCES[self.engine.precision].cosine
-        return near and self.change.difference >= -self.max_drop
+        """Whether no more mAP is lost than allowed, and every crop is as near as its precision is held to.
+
+        In int8, crops are so on the average: some lie far from all that a table was made from.
+        """
+        nearness = self.mean_cosine if self.engine.precision == "int8" else self.min_cosine
+        return nearness >= TOLERANCES[self.engine.precision].cosine and self.change.difference >= -self.max_drop
 
 
 def verify(
@@ -170,7 +176,7 @@ def verify(
         BundleError: the golden file does not fit the manifest.
     """
     golden = bundle.golden()
-    return [_held(bundle, way, golden, device, opener) for way in ways_of(bundle, runtimes, precisions)]
+    return [_held(bundle, way, golden, device, opener) for way in ways_of(bundle, runtimes, precisions, device=device)]
 
 
 def _held(
@@ -278,20 +284,34 @@ def check_accuracy(reference: Measured, engine: Measured, *, max_drop: float = M
             got=got.shape[1],
             expected=truth.shape[1],
         )
-    max_abs, max_rel, min_cosine = _unit_differences(got, truth)
+    max_abs, max_rel, cosines = _unit_differences(got, truth)
     return Agreement(
         reference=reference.spec,
         engine=engine.spec,
         crops=len(truth),
         max_abs=max_abs,
         max_rel=max_rel,
-        min_cosine=min_cosine,
+        min_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
         mean_ap=(mean_ap.a, mean_ap.b),
         change=mean_ap.paired,
-        rank1=rank1.paired.difference,
+        rank1=rank1.paired,
         top=_shared(reference.nearest, engine.nearest),
         max_drop=max_drop,
     )
+
+
+def seen_in_calibration(table: Calibration, split: Split) -> int:
+    """How many pictures of a data set's test part the ranges of a table were learned of: accuracy on them is flattered.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    known = {picture.sha256 for picture in table.pictures}
+    try:
+        return sum(file_sha256(crop.path) in known for crop in (*split.query, *split.gallery))
+    except OSError as error:
+        raise ImageError(f"A picture of {split.root} cannot be read", got=error) from error
 
 
 def _shared(reference: Neighbors, engine: Neighbors) -> float:
@@ -305,12 +325,12 @@ def _shared(reference: Neighbors, engine: Neighbors) -> float:
 
 def _unit_differences(
     got: Float32[np.ndarray, "n dim"], truth: Float32[np.ndarray, "n dim"]
-) -> tuple[float, float, float]:
+) -> tuple[float, float, Float64[np.ndarray, " n"]]:
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (got.astype(np.float64), truth.astype(np.float64)))
     apart = np.abs(a - b)
     beyond = np.maximum(apart - _ABSOLUTE, 0)
     relative = np.divide(beyond, np.abs(b), out=np.where(beyond > 0, np.inf, 0.0), where=b != 0)
-    return float(apart.max()), float(relative.max()), float((a * b).sum(axis=1).min())
+    return float(apart.max()), float(relative.max()), (a * b).sum(axis=1)
 
 
 def _differences(got: Float32[np.ndarray, "n dim"], golden: Float32[np.ndarray, "n dim"]) -> tuple[float, float, float]:

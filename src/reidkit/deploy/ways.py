@@ -30,16 +30,27 @@ class Way(NamedTuple):
         return " ".join(word for word in (self.runtime, self.precision, by) if word is not None)
 
 
+INT8_ENGINES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+"""That run a quantised bundle's graph for processors as it is."""
+
+
 def ways_of(
-    bundle: Bundle, runtimes: Sequence[RuntimeName], precisions: Sequence[Precision | None] = (None,)
+    bundle: Bundle,
+    runtimes: Sequence[RuntimeName],
+    precisions: Sequence[Precision | None] = (None,),
+    *,
+    device: str | None = None,
 ) -> list[Way]:
     """Every engine in every precision; of engines that are built first, each that was built for the bundle.
 
     Args:
         bundle: that is to be run.
         runtimes: engines.
-        precisions: None is what there is: the graph's own, or all that were built.
+        precisions: None is what there is: the graph's own and, once quantised, int8 on a processor; or all that were
+            built.
+        device: that they are to run on; None is their usual one.
     """
+    quantized = bundle.int8_model("cpu") is not None and device in (None, "cpu")
     built_first = [name for name, engine in ENGINES.items() if engine.built and name in runtimes]
     store = read_store(bundle) if built_first else []
     ways: list[Way] = []
@@ -51,4 +62,6 @@ def ways_of(
                 if facts.runtime == runtime and precision in (None, facts.precision)
             ]
             ways += built or [Way(runtime, precision)]  # which says what to build
+            if precision is None and quantized and runtime in INT8_ENGINES:
+                ways.append(Way(runtime, "int8"))
     return list(dict.fromkeys(ways))

@@ -5,10 +5,11 @@
         rows         which of the pictures those are
         about        what the name is the sha256 of, and the sha256 of the arrays, as JSON
 
-What decides an embedding is the bundle's files and what the manifest says of the graph (not its measurements), the
-engine with its version, precision and device, test-time augmentation, Pillow, this package, and the bytes of every
-picture (`reidkit.cache`). The batch size does not: `reid verify` holds every engine to the same embeddings crop by crop
-and batched.
+What decides an embedding is the bundle's graph and weights and what the manifest says of them (not its measurements),
+the engine with its version, precision and device, and, where it runs what was made of them (quantised or built), the
+digest of that; test-time augmentation, Pillow, this package, and the bytes of every picture (`reidkit.cache`). The
+batch size does not: `reid verify` holds every engine to the same embeddings crop by crop and batched. Nor do threads,
+hints and the optimization of a graph, to rounding.
 
 An entry is written when a whole subset is embedded: of an extraction that was stopped, or that an unreadable picture
 ended, nothing is kept.
@@ -30,7 +31,7 @@ import PIL
 
 import reidkit
 from reidkit import cache
-from reidkit.bundle import GOLDEN, Bundle
+from reidkit.bundle import GRAPH_FILES, WEIGHTS, Bundle
 from reidkit.cache import CacheFolder, canonical, pictures_sha256
 from reidkit.config import to_dict
 from reidkit.errors import DataError, ImageError, unknown_name
@@ -81,7 +82,12 @@ def open_cache(
         "reidkit": {"version": reidkit.__version__, "sources": sources},
         "libraries": {"pillow": PIL.__version__}
         | _library_versions(bundle, {known[name].library for name in runtimes}),
-        "bundle": {name: digest for name, digest in manifest.files.items() if name != GOLDEN},
+        # Of a quantised graph the spec has the digest: a new calibration costs no embedding of the float graph.
+        "bundle": {
+            name: digest
+            for name, digest in manifest.files.items()
+            if name in (*GRAPH_FILES[bundle.graph_format], WEIGHTS)
+        },
         "architecture": to_dict(manifest.architecture),
         "embedder": to_dict(spec),
         "tta": tta,

@@ -1,7 +1,8 @@
 """reidkit's own checkpoint: one safetensors file that says itself what it is. Loading it never runs code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,31 @@ from safetensors.torch import load_file, save, save_file
 from reidkit.architecture import CLASSIFIERS
 from reidkit.atomic import output_file
 from reidkit.bundle import MANIFEST, Bundle
-from reidkit.config import to_dict
+from reidkit.calibration import Range
+from reidkit.config import from_dict, to_dict
 from reidkit.errors import ConfigError, ModelError
 from reidkit.fitting import misfit
 from reidkit.manifest import CheckpointFacts, read_facts
 from reidkit.models.model import DeployedModel, Network, build_model
 
-_METADATA = "reidkit"
+_METADATA, _RANGES = "reidkit", "reidkit.ranges"
 
 
-def save_checkpoint(path: Path | str, model: Network, facts: CheckpointFacts) -> None:
-    """Writes weights and facts, whole or not at all."""
+def save_checkpoint(
+    path: Path | str, model: Network, facts: CheckpointFacts, *, ranges: Mapping[str, Range] | None = None
+) -> None:
+    """Writes weights and facts, whole or not at all.
+
+    Args:
+        path: of the file.
+        model: whose weights they are.
+        facts: that make it a checkpoint.
+        ranges: of a network that was trained in eight bits, by name of the grid.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    learned = {} if ranges is None else {_RANGES: json.dumps(to_dict(dict(ranges)))}
     with output_file(path) as temporary:
-        save_file(tensors, temporary, _metadata(facts))
+        save_file(tensors, temporary, {**_metadata(facts), **learned})
 
 
 def _metadata(facts: CheckpointFacts) -> dict[str, str]:
@@ -39,14 +51,9 @@ def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
         ModelError: no such file, no checkpoint of reidkit, truncated, or its tensors do not fit its architecture.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"No such checkpoint: {path}", fix="check the path; `reid train` writes model.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described: Any = json.loads((file.metadata() or {}).get(_METADATA, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a checkpoint", got=error, expected="a safetensors file") from error
+    with _opened(path) as file:
+        described: Any = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if not isinstance(described, dict):
         raise ModelError(f"{path} does not say what it is", expected="a checkpoint written by `reid train`")
     try:
@@ -56,6 +63,35 @@ def load_checkpoint(path: Path | str) -> tuple[Network, CheckpointFacts]:
         raise ModelError(f"{path} describes a model this reidkit cannot build", got=error) from error
     load_weights(model, tensors, source=str(path))
     return model.eval(), facts
+
+
+def load_ranges(path: Path | str) -> dict[str, Range] | None:
+    """The ranges that a network was trained in, by name of the grid; None where it was not trained in eight bits.
+
+    Raises:
+        ModelError: no such file, or it cannot be read.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        described: Any = json.loads((file.metadata() or {}).get(_RANGES, "null"))
+    if described is None:
+        return None
+    try:
+        return {name: from_dict(Range, values, where=f"ranges.{name}") for name, values in described.items()}
+    except (ConfigError, AttributeError) as error:
+        raise ModelError(f"{path} holds ranges that this reidkit did not write", got=error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever is wrong with it or its metadata is an error that names it."""
+    if not path.is_file():
+        raise ModelError(f"No such checkpoint: {path}", fix="check the path; `reid train` writes model.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a checkpoint", got=error, expected="a safetensors file") from error
 
 
 def count_identities(tensors: Mapping[str, torch.Tensor]) -> int | None:

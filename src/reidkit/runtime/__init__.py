@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from reidkit.bundle import Bundle, open_bundle
-from reidkit.errors import BundleError, ReidkitError, RuntimeMissing, require_one_of, unknown_name
-from reidkit.runtime.contract import Opening
+from reidkit.bundle import Bundle, GraphFormat, open_bundle
+from reidkit.errors import BundleError, ConfigError, ReidkitError, RuntimeMissing, require_one_of, unknown_name
+from reidkit.runtime.contract import Hint, Opening, Optimization, engine_words
 from reidkit.runtime.engine_store import read_store
 from reidkit.runtime.machine import has_card
 from reidkit.types import Embedder, Precision, Via
@@ -30,6 +30,8 @@ class Engine:
         device: where it runs unless somebody says otherwise.
         built: whether it opens an engine that `reid build` has made, and nothing else.
         on_request: whether it is tried only when it is named, since opening it takes a minute.
+        graphs: formats of the graphs that it can read.
+        options: of `load` that it knows and others do not.
     """
 
     module: str
@@ -39,11 +41,15 @@ class Engine:
     device: str = "cpu"
     built: bool = False
     on_request: bool = False
+    graphs: tuple[GraphFormat, ...] = ("onnx",)
+    options: tuple[str, ...] = ()
 
 
 ENGINES: dict[RuntimeName, Engine] = {
-    "onnxruntime": Engine("reidkit.runtime.onnxruntime", "onnxruntime", "onnx"),
-    "openvino": Engine("reidkit.runtime.openvino", "openvino", "openvino"),
+    "onnxruntime": Engine("reidkit.runtime.onnxruntime", "onnxruntime", "onnx", options=("optimization",)),
+    "openvino": Engine(
+        "reidkit.runtime.openvino", "openvino", "openvino", graphs=("onnx", "openvino"), options=("hint",)
+    ),
     "pytorch": Engine("reidkit.runtime.pytorch", "torch", "train", needs_weights=True),
     "inductor": Engine("reidkit.runtime.inductor", "torch", "train", needs_weights=True, on_request=True),
     "tensorrt": Engine("reidkit.runtime.tensorrt", "tensorrt", "tensorrt", device="cuda", built=True),
@@ -61,7 +67,7 @@ def installed(bundle: Bundle | None = None) -> list[RuntimeName]:
         if engine.on_request or importlib.util.find_spec(engine.library) is None:
             continue
         if bundle is not None:
-            if engine.needs_weights and bundle.weights is None:
+            if bundle.graph_format not in engine.graphs or (engine.needs_weights and bundle.weights is None):
                 continue
             if engine.built and not any(facts.runtime == name for facts in read_store(bundle)):
                 continue
@@ -84,6 +90,8 @@ def load(
     threads: int | None = None,
     precision: Precision | None = None,
     via: Via | None = None,
+    hint: Hint | None = None,
+    optimization: Optimization | None = None,
 ) -> Embedder:
     """Opens a bundle on an engine.
 
@@ -94,14 +102,19 @@ def load(
             openvino. None takes the processor, or the first card for engines that run on nothing else, and for "auto"
             where there is one.
         threads: that one call may use on the processor; None leaves it to the engine.
-        precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built.
+        precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built. "int8" runs
+            the graph that `reid quantize` has made, on onnxruntime, openvino and tensorrt.
         via: "network" or "parser", for engines that were built both ways; None takes the first.
+        hint: of openvino: "latency" (None too) for one call at a time, or "throughput", which runs the parts of a large
+            call, and calls of several threads, side by side.
+        optimization: of onnxruntime: how far it may rewrite the graph; None is "all".
 
     Raises:
         BundleError: as `reidkit.bundle.open_bundle`; or the engine cannot run the graph.
         RuntimeMissing: the engine's library or device is not on this machine, it cannot run this bundle, or nothing
             that fits was built for it; or for "auto", nothing was chosen here, or it does not fit any more.
-        ConfigError: no engine, precision or `via` of this name.
+        ConfigError: no engine, precision, `via`, hint or optimization of this name, or an option that the engine does
+            not know.
 
     Example:
         >>> import reidkit
@@ -114,21 +127,21 @@ def load(
     for what, value, known in (
         ("precision", precision, get_args(Precision)),
         ("way to the builder", via, get_args(Via)),
+        ("hint", hint, get_args(Hint)),
+        ("optimization", optimization, get_args(Optimization)),
     ):
         if value is not None:
             require_one_of(what, value, known)
+    check_options(runtime, hint=hint, optimization=optimization)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    opening = Opening(runtime, usual_device(runtime) if device is None else device, threads, precision, via)
+    device = usual_device(runtime) if device is None else device
+    opening = Opening(runtime, device, threads, precision, via, hint, optimization)
     if runtime == "auto":
         from reidkit.runtime import auto  # which loads engines itself
 
         return auto.open_embedder(opened, opening)
+    check_graph(opened, runtime)
     engine = ENGINES[runtime]
-    if engine.needs_weights and opened.weights is None:
-        raise RuntimeMissing(
-            f"{opened.path.name} is a foreign graph without named weights, which {runtime} cannot build",
-            expected=f"one of {', '.join(name for name, e in ENGINES.items() if not e.needs_weights)}",
-        )
     try:
         module = importlib.import_module(engine.module)
     except ModuleNotFoundError as error:
@@ -146,6 +159,47 @@ def load(
     except Exception as error:  # engines raise exceptions of their own on a graph that they cannot run
         raise BundleError(
             f"{runtime} cannot open {opened.model}",
-            got=str(error).strip().partition("\n")[0],
+            got=engine_words(error),
             fix=f"update {engine.library}, or choose another runtime",
         ) from error
+
+
+def check_options(runtime: RuntimeName, **options: object) -> None:
+    """Refuses options that a runtime does not know; None is no option.
+
+    Args:
+        runtime: an engine, or "auto", which has chosen for itself.
+        options: as of `load`: `hint` and `optimization`.
+
+    Raises:
+        ConfigError: one would be ignored; names the engines that know it.
+    """
+    known = ENGINES[runtime].options if runtime in ENGINES else ()
+    for name, value in options.items():
+        if value is not None and name not in known:
+            able = ", ".join(other for other, engine in ENGINES.items() if name in engine.options)
+            raise ConfigError(
+                f"{runtime} knows no {name}", got=f"{name} {value}", expected=f"runtime {able}", fix="leave it out"
+            )
+
+
+def check_graph(bundle: Bundle, runtime: RuntimeName) -> None:
+    """Refuses an engine that cannot read the graph of a bundle, nor build its network from weights.
+
+    Raises:
+        RuntimeMissing: names the engines that can.
+    """
+    if runtime not in ENGINES:  # "auto" chose among those that can
+        return
+    engine = ENGINES[runtime]
+    readers = [name for name, e in ENGINES.items() if not e.needs_weights and bundle.graph_format in e.graphs]
+    if bundle.graph_format not in engine.graphs:
+        raise RuntimeMissing(
+            f"{bundle.path.name} holds its network as OpenVINO IR, which {runtime} cannot read",
+            expected=f"runtime {', '.join(readers)}",
+        )
+    if engine.needs_weights and bundle.weights is None:
+        raise RuntimeMissing(
+            f"{bundle.path.name} is a foreign graph without named weights, which {runtime} cannot build",
+            expected=f"one of {', '.join(readers)}",
+        )

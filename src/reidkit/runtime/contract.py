@@ -1,17 +1,27 @@
 """What every engine does the same: say what it is, check its crops, split them where the graph's batch is fixed."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from reidkit.bundle import INT8_MODELS, Bundle
 from reidkit.errors import InputError, RuntimeMissing
 from reidkit.manifest import Manifest
 from reidkit.types import EmbedderSpec, Precision, Via
 
 CROPS, EMBEDDINGS = "crops", "embeddings"
 """What a graph calls its input and its output."""
+
+Hint = Literal["latency", "throughput"]
+"""What OpenVINO arranges its streams and threads for: one call at a time, or as many crops a second as there can be."""
+
+Optimization = Literal["none", "basic", "extended", "all"]
+"""How far ONNX Runtime may rewrite a graph before it runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,8 @@ class Opening:
         threads: that one call may use on the processor; None leaves it to the engine.
         precision: of the arithmetic; None takes what there is: the graph's own, or that of the engine that was built.
         via: how the network came to the builder of an engine: "network" or "parser"; None takes what there is.
+        hint: what to be fast at, of engines that can be told; None is latency.
+        optimization: of the graph, of engines that can be told; None is all there is.
     """
 
     runtime: str
@@ -31,6 +43,42 @@ class Opening:
     threads: int | None = None
     precision: Precision | None = None
     via: Via | None = None
+    hint: Hint | None = None
+    optimization: Optimization | None = None
+
+
+class RunnableGraph(NamedTuple):
+    """What a processor's engine runs: a file, the precision of its arithmetic, and its sha256 where it is quantised."""
+
+    file: Path
+    precision: Precision
+    build: str | None
+
+
+def runnable_graph(bundle: Bundle, opening: Opening, *lower: Precision) -> RunnableGraph:
+    """The graph of a bundle that computes in the precision asked for: its own, or the quantised one.
+
+    Args:
+        bundle: with its graphs.
+        opening: with the precision; None takes the graph's own.
+        lower: precisions in which the engine runs a float32 graph, beside its own.
+
+    Raises:
+        RuntimeMissing: there is no such graph, and the engine does not run another in it; says how to quantise.
+    """
+    own = bundle.manifest.precision
+    if opening.precision != "int8" or own == "int8":
+        known = (own, *lower) if own == "float32" else (own,)
+        return RunnableGraph(bundle.model, require_precision(opening, *known), None)
+    quantized = bundle.int8_model("cpu")
+    if quantized is None:
+        command = f"reid quantize {shlex.quote(str(bundle.path))} --calibration DIR"
+        raise RuntimeMissing(
+            f"{bundle.path.name} was not quantised, so {opening.runtime} cannot run it in int8",
+            expected=f"a bundle with {INT8_MODELS['cpu']}",
+            fix=command if bundle.graph_format == "onnx" else "import the INT8 IR of the same network",
+        )
+    return RunnableGraph(quantized, "int8", bundle.manifest.files[quantized.name])
 
 
 def require_precision(opening: Opening, *known: Precision) -> Precision:
@@ -64,6 +112,19 @@ def spec_of(
         device=device,
         build=build,
     )
+
+
+def engine_words(error: BaseException) -> str:
+    """The part of an engine's message that people can use.
+
+    OpenVINO begins with the places in its own sources, and then says what is wrong in one line or several; of other
+    engines the first line says it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    text = " ".join(told) if told != lines else "".join(lines[:1])
+    text = text or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def check_crops(crops: np.ndarray, spec: EmbedderSpec) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from reidkit.bundle import MODEL, WEIGHTS, Bundle
+from reidkit.bundle import GRAPH_FILES, INT8_MODELS, MODEL, WEIGHTS, Bundle
 from reidkit.config import to_dict
 from reidkit.errors import ConfigError, require_one_of
 from reidkit.types import Precision, Via
@@ -167,7 +167,7 @@ class Choice:
     Attributes:
         machine: as `reidkit.runtime.machine.machine` calls it.
         device: in the engines' own words.
-        graph: sha256 of the bundle's ONNX graph.
+        graph: `graph_digest` of what the bundle runs.
         precision: that was asked for; an engine in it may have been slower, or none.
         picks: by their batches; the last one has no end.
         timed: median milliseconds of the fastest, by batch size.
@@ -188,17 +188,28 @@ class Choice:
             raise ConfigError("The ranges of batches are out of order", got=[pick.most for pick in self.picks])
 
 
-def graph_digest(bundle: Bundle, via: Via) -> str:
-    """What an engine is built from, as a sha256: the ONNX graph; or weights, architecture and input; and `WRITER`."""
+def graph_digest(bundle: Bundle, via: Via, precision: Precision | None = None) -> str:
+    """What an engine is built from, as a sha256: the graph; or weights, architecture and input; and `WRITER`.
+
+    Args:
+        bundle: that it is built for.
+        via: how the network comes to the builder.
+        precision: of the engine; in int8 the quantised graph counts too, whose scales it has either way.
+    """
     manifest = bundle.manifest
-    described: dict[str, Any] = {"writer": WRITER, "model": manifest.files[MODEL]}
+    described: dict[str, Any] = {"writer": WRITER}
     if via == "network":
-        described = {
-            "writer": WRITER,
+        described |= {
             "weights": manifest.files.get(WEIGHTS),
             "architecture": to_dict(manifest.architecture),
             "input": to_dict(manifest.input),
         }
+    elif bundle.graph_format == "onnx":
+        described["model"] = manifest.files[MODEL]
+    else:
+        described["model"] = [manifest.files[name] for name in GRAPH_FILES[bundle.graph_format]]
+    if precision == "int8" and (quantized := manifest.files.get(INT8_MODELS["tensorrt"])):
+        described["int8"] = quantized
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
@@ -218,7 +229,7 @@ def misfits(facts: EngineFacts, bundle: Bundle, machine: Machine) -> tuple[str, 
     reasons = (
         None if facts.runtime == machine.runtime else f"it is for {facts.runtime}, not for {machine.runtime}",
         None
-        if facts.graph == graph_digest(bundle, facts.via)
+        if facts.graph == graph_digest(bundle, facts.via, facts.precision)
         else "it was built from another graph: the bundle was made again since",
         _other_version(facts, machine),
         _other_card(facts, machine),

@@ -9,6 +9,7 @@
 | kernels of cuDNN and cuBLAS | by default | none | none | none |
 | two contexts on one profile | by a preview flag | yes | yes | yes |
 | bfloat16 | no | yes | yes | yes |
+| int8 | by a flag; Q and DQ in float32 alone | Q and DQ | Q and DQ | Q and DQ |
 | builds without a card | no | no | no | yes |
 """
 
@@ -54,7 +55,7 @@ class Flavour:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """That it can build."""
-        return ("float32", "tf32", "float16", "bfloat16") if self.typed else ("float32", "tf32", "float16")
+        return ("float32", "tf32", "float16", *(("bfloat16",) if self.typed else ()), "int8")
 
     @property
     def needs_card(self) -> bool:
@@ -101,9 +102,11 @@ class Flavour:
                 f"{self.runtime} {self.version} has no {precision}", expected=f"one of {', '.join(self.precisions)}"
             )
         (config.set_flag if precision == "tf32" else config.clear_flag)(flags.TF32)
-        if precision == "float16" and not self.typed:
+        if precision in ("float16", "int8") and not self.typed:
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+            if precision == "int8":
+                config.set_flag(flags.INT8)
         if workspace is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, workspace)
         # Engines run on TensorRT's own kernels: cuDNN and cuBLAS need not be where they run.

@@ -1,6 +1,7 @@
 """OpenVINO: Intel processors and graphics."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import openvino
@@ -8,44 +9,100 @@ from jaxtyping import Float32, UInt8
 
 from reidkit.bundle import Bundle
 from reidkit.errors import RuntimeMissing
-from reidkit.runtime.contract import Opening, require_precision, run_in_batches, spec_of
-from reidkit.types import EmbedderSpec
+from reidkit.runtime.contract import Hint, Opening, check_crops, run_in_batches, runnable_graph, spec_of
+from reidkit.types import EmbedderSpec, Precision
+
+_CAPABILITIES: dict[Precision, tuple[str, str]] = {
+    "float32": ("FP32", "f32"),
+    "float16": ("FP16", "f16"),
+    "bfloat16": ("BF16", "bf16"),
+    "int8": ("INT8", "f32"),
+}
+"""What a device says of itself where it computes in a precision, and the hint for what is not quantised there."""
 
 
 class OpenVinoEmbedder:
-    """A bundle's graph, compiled by OpenVINO."""
+    """A bundle's graph, compiled by OpenVINO, with as many infer requests as OpenVINO wants for its hint.
 
-    def __init__(self, compiled: openvino.CompiledModel, spec: EmbedderSpec) -> None:
-        self._request = compiled.create_infer_request()
-        self._turn = threading.Lock()  # a request takes one call at a time
+    Calls of several threads run on different requests, and wait where all are taken. For throughput a call of many
+    crops is cut into pieces, which run side by side.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel, spec: EmbedderSpec, hint: Hint) -> None:
+        self._count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(self._count):
+            self._idle.put(compiled.create_infer_request())
+        self._workers = ThreadPoolExecutor(self._count) if hint == "throughput" and self._count > 1 else None
         self.spec = spec
 
     def embed(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
         """Maps crops to embeddings; see `reidkit.types.Embedder`."""
-        return run_in_batches(crops, self.spec, self._run)
+        check_crops(crops, self.spec)
+        batch = self.spec.batch or 1  # no piece of a fixed graph is smaller: it would be filled up
+        pieces = min(self._count, -(-len(crops) // batch))
+        if self._workers is None or pieces < 2:
+            return self._run(crops)
+        ends = [len(crops) * i // (pieces * batch) * batch for i in range(1, pieces)]
+        return np.concatenate(list(self._workers.map(self._run, np.split(crops, ends))))
 
     def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
-        with self._turn:
+        return run_in_batches(crops, self.spec, self._infer)
+
+    def _infer(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:
+        request = self._idle.get()
+        try:
             # A copy: the request's own output buffer is overwritten by the next call.
-            return self._request.infer({0: np.ascontiguousarray(crops)})[0].copy()
+            return request.infer({0: np.ascontiguousarray(crops)})[0].copy()
+        finally:
+            self._idle.put(request)
 
 
 def open_embedder(bundle: Bundle, opening: Opening) -> OpenVinoEmbedder:
-    """Compiles the graph for a device of OpenVINO's ("cpu", "gpu", "npu"), in float32 and for low latency.
+    """Compiles the graph for a device of OpenVINO's ("cpu", "gpu", "npu"): in float32 unless asked, and for latency.
 
     Raises:
-        RuntimeMissing: OpenVINO sees no such device.
+        RuntimeMissing: OpenVINO sees no such device, the device does not compute in that precision, or the bundle has
+            no graph of it.
     """
-    require_precision(opening, bundle.manifest.precision)
+    graph = runnable_graph(bundle, opening, "float16", "bfloat16")
     core = openvino.Core()
     name = opening.device.upper()
     # "GPU" is the first of "GPU.0" and "GPU.1".
     if not any(found == name or found.startswith(f"{name}.") for found in core.available_devices):
         raise RuntimeMissing(f"OpenVINO sees no device {name}", expected=f"one of {', '.join(core.available_devices)}")
-    # The float32 graph stays float32, also on processors where OpenVINO would choose bfloat16 by itself.
-    config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hint: Hint = opening.hint or "latency"
+    config: dict[str, object] = {
+        "PERFORMANCE_HINT": hint.upper(),
+        "INFERENCE_PRECISION_HINT": _arithmetic(core, name, bundle.manifest.precision, graph.precision),
+    }
     if opening.threads is not None:
         config["INFERENCE_NUM_THREADS"] = opening.threads
-    compiled = core.compile_model(str(bundle.model), name, config)
-    spec = spec_of(bundle.manifest, runtime=opening.runtime, device=opening.device)
-    return OpenVinoEmbedder(compiled, spec)
+    compiled = core.compile_model(str(graph.file), name, config)
+    spec = spec_of(
+        bundle.manifest,
+        runtime=opening.runtime,
+        device=opening.device,
+        precision=graph.precision,
+        build=graph.build,
+    )
+    return OpenVinoEmbedder(compiled, spec, hint)
+
+
+def _arithmetic(core: openvino.Core, device: str, own: Precision, asked: Precision) -> str:
+    """The hint for the arithmetic of maps. Without one OpenVINO takes bfloat16 by itself where a processor has it.
+
+    A graph whose own weights are float16 or bfloat16 says itself where it rounds: what is between is float32.
+    """
+    arithmetic: Precision = "float32" if asked == own != "int8" else asked
+    offered = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    capability, hint = _CAPABILITIES[arithmetic]
+    if capability not in offered:
+        known = [precision for precision, (word, _) in _CAPABILITIES.items() if word in offered]
+        raise RuntimeMissing(
+            f"openvino does not run this bundle in {arithmetic} here",
+            got=f"{device} does not compute in it",
+            expected=f"one of {', '.join(known)}",
+            fix="choose another precision or device",
+        )
+    return hint

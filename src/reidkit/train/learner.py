@@ -13,6 +13,7 @@ from reidkit.train.losses.criterion import Criterion
 from reidkit.train.optimizer import make_optimizer
 from reidkit.train.parallel import Team
 from reidkit.train.recipe import Recipe, Stage
+from reidkit.train.rounded_network import RoundedNetwork
 from reidkit.train.settings import Optim
 from reidkit.train.teacher import Teacher
 
@@ -36,7 +37,7 @@ class Learner:
         teacher: to copy from.
     """
 
-    model: Network
+    model: Network | RoundedNetwork
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     augmenter: Augmenter
@@ -51,7 +52,7 @@ class Learner:
 
 
 def make_learner(
-    model: Network,
+    model: Network | RoundedNetwork,
     criterion: Criterion,
     stage: Stage,
     recipe: Recipe,
@@ -74,7 +75,7 @@ def make_learner(
     device, spec = team.device, recipe.input
     generator = torch.Generator(device)
     generator.manual_seed(int(np.random.SeedSequence([recipe.seed, number, team.rank]).generate_state(1)[0]))
-    arithmetic = autocast_type(device, recipe.amp)
+    arithmetic = autocast_type(device, "off" if recipe.quantization is not None else recipe.amp)
     # float16 asks in every step whether its gradients overflowed, so its optimiser is in no graph.
     capturable = device.type == "cuda" and arithmetic != torch.float16
     fill = torch.tensor(spec.mean) * spec.scale

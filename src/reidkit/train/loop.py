@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,14 +13,17 @@ from reidkit.atomic import check_free
 from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ConfigError, OutputError, TrainingError
 from reidkit.models.cost import model_cost
-from reidkit.models.model import Network, build_model
+from reidkit.models.model import Network, Preprocess, build_model
 from reidkit.train.callbacks import SILENT, Callbacks
-from reidkit.train.crops import load_crops, place_crops
+from reidkit.train.crops import CropSource, load_crops, place_crops
 from reidkit.train.journal import Measured
 from reidkit.train.notes import recipe_notes
 from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, describe_file
 from reidkit.train.parallel import Team, assemble
+from reidkit.train.quantization import Quantization, Rounding
+from reidkit.train.quantized_start import check_quantized, weights_of_bundle
 from reidkit.train.recipe import Recipe
+from reidkit.train.rounded_network import RoundedNetwork, measure_ranges
 from reidkit.train.run import Run
 from reidkit.train.settings import at_least
 from reidkit.train.state import STATE, RunState, check_origin, check_same, load_state
@@ -60,6 +64,7 @@ def train(
     task: Task = "person",
     init: Path | None = None,
     teacher: Path | None = None,
+    rounding: Rounding | None = None,
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
@@ -86,8 +91,11 @@ def train(
         devices: how many of them; each has batches of its own, and gradients are averaged. The learning rate is not
             changed by it. Several are several processes: the command is run once more for each, and all return.
         task: what the identities are.
-        init: anyone's checkpoint, whose backbone the network starts from; None starts from random weights.
-        teacher: a trained network to copy from, as `recipe.loss.distillation` says.
+        init: anyone's checkpoint, whose backbone the network starts from; None starts from random weights. For eight
+            bits a bundle, of which all is taken.
+        teacher: a trained network to copy from, as `recipe.loss.distillation` says. For eight bits None is `init`,
+            where a loss copies.
+        rounding: for eight bits, where the engine rounds the graph of `init`.
         resume: go on with the run in `out`, which must have the same recipe and data.
         overwrite: replace an earlier run in `out`: its checkpoints at the end, its log at once.
         tensorboard: write TensorBoard's events, too.
@@ -97,7 +105,8 @@ def train(
         callbacks: who is told what happens.
 
     Raises:
-        ConfigError: the network cannot be built; mining that fits no batch; a teacher that has nothing to copy.
+        ConfigError: the network cannot be built; mining that fits no batch; a teacher that has nothing to copy; a
+            recipe for eight bits without its bundle or rounding, or the reverse.
         InputError: the network takes no crops of the recipe's size.
         DataError: nothing to train or to measure on.
         ImageError: a crop cannot be decoded.
@@ -109,6 +118,10 @@ def train(
     """
     out = Path(out)
     at_least("report_every", report_every, 1)
+    if recipe.quantization is not None:
+        check_quantized(recipe, init, rounding)
+        if teacher is None and recipe.loss.distillation.relation_weight > 0:
+            teacher = init
     team = assemble(device, devices)
     learned, examination = divide(split, recipe.validation, seed=recipe.seed)
     data = TrainingData(split, learned, recipe.input)
@@ -117,7 +130,7 @@ def train(
     spec = with_size(recipe.model, data.size)
     model_cost(spec, data.size)  # a network that takes no such crops: said before the decoding
     tutor = None if teacher is None else load_teacher(teacher, identities=data.identities, device=team.device)
-    model = _network(spec, recipe, len(data.names), init, team)
+    model = _network(spec, recipe, len(data.names), init, rounding, team)
     files = describe_file(init), describe_file(teacher)
     outcome = Outcome(out, spec, recipe, task, data.words, data.identities, *files)
     if state is not None:
@@ -132,6 +145,9 @@ def train(
     if team.leads:
         for note in [*notes, f"crops: {source.describe()}"]:
             callbacks.on_note(note)
+    if isinstance(model, RoundedNetwork) and recipe.quantization is not None and state is None:
+        callbacks.on_note(_measured(model, recipe, recipe.quantization, source, len(data.labels)))
+        team.equalize(model)
     run = Run(recipe, team, model, source, data, examination, outcome, tutor, callbacks, report_every, save_every)
     started = time.perf_counter()
     steps = run.go(state, tensorboard=tensorboard)
@@ -139,11 +155,16 @@ def train(
     return TrainedRun(out / CHECKPOINT, len(data.names), len(data.labels), steps, seconds, run.best)
 
 
-def _network(spec: ModelSpec, recipe: Recipe, identities: int, init: Path | None, team: Team) -> Network:
+def _network(
+    spec: ModelSpec, recipe: Recipe, identities: int, init: Path | None, rounding: Rounding | None, team: Team
+) -> Network | RoundedNetwork:
     """The network as the run begins with it, the same in every process."""
-    if init is not None and spec.branches == "mgn":
+    if recipe.quantization is None and init is not None and spec.branches == "mgn":
         raise ConfigError("MGN cannot start from a backbone, only from random weights", got=init, fix="leave out init")
-    weights = {} if init is None else starting_weights(init, spec.backbone)
+    if init is None:
+        weights = {}
+    else:
+        weights = starting_weights(init, spec.backbone) if rounding is None else weights_of_bundle(init, spec)
     if recipe.sync_batchnorm and team.size > 1 and team.device.type != "cuda":
         raise ConfigError(
             "Batch normalisation over several processes needs GPUs",
@@ -153,11 +174,25 @@ def _network(spec: ModelSpec, recipe: Recipe, identities: int, init: Path | None
     torch.manual_seed(recipe.seed)
     model = build_model(spec, identities=identities)
     model.load_state_dict(weights, strict=False)
+    if rounding is not None and recipe.quantization is not None:
+        size, learned = (recipe.input.height, recipe.input.width), recipe.quantization.ranges == "learned"
+        model = RoundedNetwork(model, rounding, size, learned=learned)
     model = model.to(device=team.device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if recipe.sync_batchnorm and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model  # pyright: ignore[reportReturnType]
+
+
+def _measured(model: RoundedNetwork, recipe: Recipe, settings: Quantization, source: CropSource, crops: int) -> str:
+    """Measures the first ranges that no table gives, on crops from all over the data; says so."""
+    chosen = np.unique(np.linspace(0, crops - 1, min(crops, settings.images)).round().astype(np.int64))
+    batches = np.array_split(chosen, -(-len(chosen) // recipe.batches.size))
+    given = [name for name in model.grids if name in model.given]
+    preprocess = Preprocess(recipe.input).to(model.rate.device)
+    measure_ranges(model, preprocess, (source.batch(batch) for batch in batches), but=given)
+    rest = f"{len(model.grids) - len(given)} measured on {len(chosen)} training crops"
+    return f"eight bits as {model.engine}: ranges of {len(given)} values from the bundle's table, of {rest}"
 
 
 def _earlier_state(out: Path, recipe: Recipe, data: TrainingData, *, resume: bool, overwrite: bool) -> RunState | None:

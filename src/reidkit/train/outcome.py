@@ -20,6 +20,7 @@ from reidkit.manifest import Provenance
 from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
 from reidkit.models.model import Network
 from reidkit.train.recipe import Recipe
+from reidkit.train.rounded_network import RoundedNetwork, float_network, trained_ranges
 from reidkit.train.state import STATE
 from reidkit.types import Task
 
@@ -64,8 +65,8 @@ class Outcome:
         """What decides the outcome beside the recipe and the data."""
         return {"task": self.task, "init": self.init, "teacher": self.teacher}
 
-    def write(self, model: Network, name: str) -> None:
-        """Writes a network, whole or not at all.
+    def write(self, model: Network | RoundedNetwork, name: str) -> None:
+        """Writes a network, whole or not at all; of one that computes in eight bits the floats, and its ranges.
 
         Raises:
             TrainingError: weights that are not finite; an earlier checkpoint stays.
@@ -84,7 +85,8 @@ class Outcome:
         )
         facts = CheckpointFacts(self.spec, self.recipe.input, self.task, provenance, self.identities)
         try:
-            save_checkpoint(self.folder / name, model, facts)
+            ranges = trained_ranges(model) if isinstance(model, RoundedNetwork) else None
+            save_checkpoint(self.folder / name, float_network(model), facts, ranges=ranges)
         except SafetensorError as error:  # which is how it tells of a full disk
             raise OutputError(
                 f"Cannot write {self.folder / name}",
@@ -96,7 +98,7 @@ class Outcome:
         """Removes the state of an earlier run, which nobody is to go on with."""
         (self.folder / STATE).unlink(missing_ok=True)
 
-    def finish(self, model: Network, *, measured: bool) -> None:
+    def finish(self, model: Network | RoundedNetwork, *, measured: bool) -> None:
         """Writes the network at the end, and removes what does not belong to this run or is of no more use.
 
         Args:

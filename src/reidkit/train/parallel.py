@@ -39,6 +39,8 @@ class Team:
         if self.size == 1:
             return
         own = list(tensors)
+        if not own:
+            return
         flat = torch.cat([tensor.reshape(-1) for tensor in own])  # one message costs less than one for each
         dist.all_reduce(flat)
         flat.div_(self.size)

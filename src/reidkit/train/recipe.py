@@ -9,6 +9,7 @@ from typing import Literal
 from reidkit.architecture import ModelSpec, named_model
 from reidkit.config import load_toml, to_dict
 from reidkit.errors import ConfigError, unknown_name
+from reidkit.train.quantization import Quantization
 from reidkit.train.settings import Augment, Batches, Loss, Mining, Optim, Validation, at_least
 from reidkit.types import InputSpec
 
@@ -45,6 +46,8 @@ class Recipe:
         amp: arithmetic of convolutions; "auto" takes bfloat16 where the processor has instructions for it.
         compile: let `torch.compile` fuse what the network does; "auto" does so on a GPU.
         sync_batchnorm: with several GPUs, batch normalisation over the batches of all of them.
+        quantization: the network of a bundle goes on learning, in eight bits; None trains in floats. Products are
+            float32 then, whatever "auto" is elsewhere: bfloat16 has no room for 255 steps.
     """
 
     input: InputSpec = field(default_factory=lambda: InputSpec(256, 128))
@@ -60,6 +63,7 @@ class Recipe:
     amp: Amp = "auto"
     compile: bool | Literal["auto"] = "auto"
     sync_batchnorm: bool = False
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
@@ -67,6 +71,11 @@ class Recipe:
         # Below this the stem's pooling, or instance normalisation in stage 3, has too few positions to work on.
         if shorter < 3 or longer < 19:
             raise ConfigError("The input is too small to train on", got=f"{shorter}x{longer}", expected="at least 3x19")
+        if self.quantization is not None:
+            if self.before is not None:
+                raise ConfigError("Training in eight bits has one stage", got="a table [before]", fix="leave it out")
+            if self.amp not in ("auto", "off"):
+                raise ConfigError("Training in eight bits needs float32", got=f"amp {self.amp}", fix="--set amp=off")
         for stage in self.stages:
             if stage.augment.pad >= shorter:
                 raise ConfigError(
@@ -82,19 +91,27 @@ class Recipe:
         return (main,) if self.before is None else (self.before, main)
 
 
-def load_recipe(name: str | Path, *, model: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name: str | Path,
+    *,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    begins_with: tuple[ModelSpec, InputSpec] | None = None,
+) -> Recipe:
     """Reads a recipe: a name of one that comes with reidkit, or a TOML file.
 
     Args:
         name: "from-scratch", another one that comes with reidkit, or a path that ends in `.toml`.
         model: a network of `reid models` in place of the recipe's.
         overrides: assignments such as `optim.epochs=10`.
+        begins_with: network and input where the recipe does not say: those of the bundle that a run begins with.
 
     Raises:
         ConfigError: no such recipe or network, or a key or value in it that cannot be.
     """
     instead = {} if model is None else {"model": to_dict(named_model(model))}
-    defaults = {"model": to_dict(ModelSpec())}  # so that an override can name one option of the backbone alone
+    network, crops = begins_with or (ModelSpec(), InputSpec(256, 128))
+    defaults = {"model": to_dict(network), "input": to_dict(crops)}  # so that an override can name one option alone
     if Path(name).suffix == ".toml":
         return load_toml(Recipe, name, defaults=defaults, instead=instead, overrides=overrides)
     known = recipe_names()

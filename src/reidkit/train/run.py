@@ -25,6 +25,7 @@ from reidkit.train.outcome import BEFORE, CHECKPOINT, Outcome, check_finite
 from reidkit.train.parallel import Team
 from reidkit.train.plan import Plan, Steps
 from reidkit.train.recipe import Recipe, Stage
+from reidkit.train.rounded_network import RoundedNetwork, follow
 from reidkit.train.schedule import learning_rate
 from reidkit.train.state import STATE, RunState, random_states, restore_random, save_state
 from reidkit.train.step import Step
@@ -57,7 +58,7 @@ class Run:
 
     recipe: Recipe
     team: Team
-    model: Network
+    model: Network | RoundedNetwork
     source: CropSource
     data: TrainingData
     examination: Examination | None
@@ -172,6 +173,7 @@ class _Stretch:
                         frozen = self._freezes()
                         step = self._make_step(frozen=frozen)
                     set_learning_rate(learner.optimizer, learning_rate(plan.epoch(self.done), self.stage.optim))
+                    follow(learner.model, self._following())
                     step(crops, targets)
                     self.done += 1
                     if self._pause(step):
@@ -179,6 +181,13 @@ class _Stretch:
 
     def _freezes(self) -> bool:
         return self.plan.epoch(self.done) < self.stage.optim.freeze_epochs
+
+    def _following(self) -> float:
+        """How far ranges of eight bits go towards what the next step sees."""
+        settings = self.run.recipe.quantization
+        if settings is None or settings.ranges == "learned" or self.done >= settings.freeze_after * self.plan.steps:
+            return 0.0
+        return 1 - settings.momentum
 
     def _make_step(self, *, frozen: bool) -> Step:
         self.learner.model.train()
@@ -302,7 +311,7 @@ class _Stretch:
             self.journal.measured(found)
         run.callbacks.on_measured(found)
 
-    def _kept(self) -> Network:
+    def _kept(self) -> Network | RoundedNetwork:
         """The network that is worth keeping: the average where there is one."""
         average = self.learner.average
         return self.learner.model if average is None else average.module  # pyright: ignore[reportReturnType]

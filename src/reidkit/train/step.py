@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reidkit.train.augment.draws import draw_numbers
 from reidkit.train.learner import Learner
 from reidkit.train.optimizer import clip_gradients
+from reidkit.train.rounded_network import followed
 
 _WARM_UP = 3  # steps before a capture: libraries allocate and choose in the first ones
 
@@ -98,6 +99,7 @@ class Step:
             clip_gradients(learned, learner.optim.clip)
             learner.scaler.step(learner.optimizer)
             learner.scaler.update()
+        learner.team.average(followed(learner.model))  # each process has seen other crops
         if learner.average is not None:
             learner.average.update()
 

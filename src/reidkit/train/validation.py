@@ -14,6 +14,7 @@ from reidkit.metrics.junk import labels_of, same_file
 from reidkit.metrics.protocol import PROTOCOLS, named_protocol
 from reidkit.metrics.ranking import Ranking, rank_gallery
 from reidkit.models.model import Network, Preprocess
+from reidkit.train.rounded_network import RoundedNetwork
 from reidkit.train.settings import Validation
 from reidkit.types import UNKNOWN_CAMERA, Crop, Split
 
@@ -135,7 +136,7 @@ def _is_found(crop: Crop, cameras: set[int], *, junk: bool) -> bool:
 
 @torch.no_grad()
 def embed(
-    model: Network,
+    model: Network | RoundedNetwork,
     preprocess: Preprocess,
     fetch: Callable[[np.ndarray], UInt8[Tensor, "n height width 3"]],
     indices: np.ndarray,

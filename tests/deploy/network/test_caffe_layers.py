@@ -35,6 +35,7 @@ def random_crops(spec, count=2):
     return np.random.default_rng(1).integers(0, 256, (count, spec.height, spec.width, 3), dtype=np.uint8)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(
     ("spec", "size"),
     [

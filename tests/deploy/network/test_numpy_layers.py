@@ -30,6 +30,7 @@ def same(got, torch_value):
     np.testing.assert_allclose(got, torch_value.numpy(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("case", CASES)
 def test_every_known_network_gives_what_pytorch_gives(case):
     spec, input_, tensors, crops, embeddings = known(case)

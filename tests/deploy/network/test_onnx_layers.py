@@ -34,6 +34,7 @@ def types_of(graph):
     }
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("case", CASES)
 def test_every_known_network_gives_what_pytorch_gives_in_any_batch(case):
     spec, input_, tensors, crops, embeddings = known(case)
@@ -44,6 +45,7 @@ def test_every_known_network_gives_what_pytorch_gives_in_any_batch(case):
     assert distance(alone, embeddings[1:]) < 2e-5
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("case", ["r18-ibn-a", "r50-ibn-nl", "osnet-ibn"])
 def test_in_half_precision_the_embeddings_stay(case):
     spec, input_, tensors, crops, embeddings = known(case)
@@ -81,6 +83,7 @@ def test_the_same_weights_give_the_same_bytes():
     assert {"Conv_0.weight", "Conv_0.bias"} & {tensor.name for tensor in model.graph.initializer} == {"Conv_0.weight"}
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("kind", "element"), [("float16", TensorProto.FLOAT16), ("bfloat16", TensorProto.BFLOAT16)])
 @pytest.mark.parametrize("case", ["r18-ibn-a", "r18-se", "osnet-ain"])
 def test_maps_have_the_type_and_statistics_pooling_and_neck_are_float32(case, kind, element):

@@ -19,6 +19,7 @@ from reidkit.runtime.flavour import Flavour, open_flavour
 from tensorrt_interpreter import downcast, run_network
 
 trt = pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.usefixtures("narrow")
 FLAVOUR = open_flavour("tensorrt-rtx")
 KINDS: tuple[Kind, ...] = ("float32", "float16", "bfloat16")
 # Every network in one type, and one of them in all.

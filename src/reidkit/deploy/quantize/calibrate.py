@@ -20,11 +20,11 @@ from reidkit.deploy.graph_links import Links, copied
 from reidkit.deploy.quantize.grids import weight_steps
 from reidkit.deploy.quantize.histogram import Histogram
 from reidkit.deploy.quantize.pictures import Pictures, in_order_of_choice
-from reidkit.deploy.quantize.placement import PLACEMENT, Layer, place, quantizable_layers
+from reidkit.deploy.quantize.placement import PLACEMENT, Layer, place, quantizable_layers, refuse_quantized
 from reidkit.deploy.quantize.ranges import PERCENTILE, range_of
 from reidkit.errors import BundleError, ConfigError, DataError, ImageError, ModelError
 from reidkit.imaging import stream_crops
-from reidkit.onnx_file import first_line, standard_opset
+from reidkit.onnx_file import first_line, read_model, standard_opset
 from reidkit.runtime.contract import CROPS
 from reidkit.types import Crop, Progress, no_progress
 
@@ -66,8 +66,8 @@ def quantizable_graph(bundle: Bundle) -> onnx.ModelProto:
 
     Raises:
         BundleError: the bundle has no ONNX graph.
-        ModelError: the graph is quantised already, has nothing to quantise, or is of an older opset that cannot be told
-            in a newer one.
+        ModelError: the graph cannot be read, is quantised already, has nothing to quantise, or is of an older opset
+            that cannot be told in a newer one.
     """
     if bundle.graph_format != "onnx":
         raise BundleError(
@@ -75,7 +75,8 @@ def quantizable_graph(bundle: Bundle) -> onnx.ModelProto:
             got=f"a graph of {bundle.graph_format}",
             fix="quantise it with the tool that made it, and import what comes of it",
         )
-    model = onnx.load(bundle.model)
+    model = read_model(bundle.model)
+    refuse_quantized(model)
     if standard_opset(model) < _OLDEST_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, _OLDEST_OPSET)
@@ -114,8 +115,9 @@ def observe(
         progress: over the pictures.
 
     Raises:
-        BundleError, ModelError: as `quantizable_graph`; or a value is NaN or infinite on a picture.
-        ConfigError: fewer than two images are asked for.
+        BundleError, ModelError: as `quantizable_graph`; or ONNX Runtime does not know an operator or fails, or a value
+            is NaN or infinite on a picture.
+        ConfigError: fewer than two images are asked for, or the seed is negative.
         DataError: fewer than two pictures are there that can be read.
         ImageError: a picture cannot be decoded, and is not to be skipped.
     """
@@ -140,7 +142,7 @@ def observe(
             crops = np.stack([crop for _, crop in part])
             if not several and rows < batch:  # a graph of one batch alone: the last is filled up, and not counted
                 crops = np.concatenate([crops, np.repeat(crops[-1:], batch - rows, axis=0)])
-            for name, result in zip(names, session.run(names, {CROPS: crops}), strict=True):
+            for name, result in zip(names, _run(session, names, crops), strict=True):
                 values = np.asarray(result, np.float32)
                 _count(seen[name], values[:rows] if len(values) == len(crops) else values, name, part)
             used += [_picture(crop, pictures) for crop, _ in part]
@@ -243,7 +245,25 @@ def _session(model: onnx.ModelProto, names: Sequence[str], threads: int | None) 
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(told.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(told.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base class of their own
+        raise _not_run("cannot open the graph", error) from error
+
+
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str], crops: np.ndarray) -> Sequence[object]:
+    try:
+        return session.run(names, {CROPS: crops})
+    except Exception as error:
+        raise _not_run("fails on calibration pictures", error) from error
+
+
+def _not_run(what: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"onnxruntime {onnxruntime.__version__}, which ranges are learned with, {what}",
+        got=first_line(error),
+        fix="update onnxruntime, or export the network with standard operators",
+    )
 
 
 def _readable(

@@ -31,8 +31,8 @@ def quantized_graph(model: onnx.ModelProto, placement: Placement, table: Calibra
     """
     result = copied(model)
     emitter = _Emitter(result, placement, table)
-    for value in (*(item.name for item in result.graph.input), *list(emitter.links.constants)):
-        emitter.round(value)
+    for value in result.graph.input:
+        emitter.round(value.name)
     for node in list(result.graph.node):
         emitter.write(node)
     replace_all(result.graph.node, emitter.nodes)

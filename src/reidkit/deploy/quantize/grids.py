@@ -11,6 +11,7 @@ LEVELS = 255
 """Steps across an unsigned grid; a signed one has 127 to either side, and leaves -128 out so that it is symmetric."""
 
 _LEAST_NORMAL_FLOAT16 = 2.0**-14
+_LEAST_STEP = 2.0**-60  # the product of two, which is a bias's step, is still a float32
 
 
 class Grid(NamedTuple):
@@ -32,13 +33,11 @@ def grid_of(values: Range, kind: EngineKind) -> Grid:
 
     A range of nothing but 0 has a step of 1: what was 0 on every picture stays 0, and engines refuse a step of 0.
     """
+    if values.low == values.high:
+        return Grid(np.float32(1), 0, np.int8 if kind == "tensorrt" else np.uint8)
     if kind == "tensorrt":
-        peak = max(-values.low, values.high)
-        return Grid(_held_by_float16(peak / 127) if peak else np.float32(1), 0, np.int8)
-    width = values.high - values.low
-    step = np.float32(width / LEVELS)
-    if step == 0:
-        return Grid(np.float32(1), 0, np.uint8)
+        return Grid(_held_by_float16(max(-values.low / 127, values.high / 127, _LEAST_STEP)), 0, np.int8)
+    step = np.float32(max((values.high - values.low) / LEVELS, _LEAST_STEP))
     return Grid(step, int(np.clip(np.rint(-values.low / step), 0, LEVELS)), np.uint8)
 
 
@@ -52,7 +51,7 @@ def weight_steps(weight: np.ndarray, axis: int) -> np.ndarray:
         raise ValueError("weights that are not finite")
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peaks = np.abs(weight).max(axis=others).astype(np.float64) / 127
-    return np.where(peaks > 0, np.maximum(peaks, np.finfo(np.float32).tiny), 1).astype(np.float32)
+    return np.where(peaks > 0, np.maximum(peaks, _LEAST_STEP), 1).astype(np.float32)
 
 
 def steps_for(steps: np.ndarray, kind: EngineKind) -> np.ndarray:
@@ -73,4 +72,4 @@ def _held_by_float16(step: float) -> np.float32:
     if not _LEAST_NORMAL_FLOAT16 <= step < np.finfo(np.float16).max:
         return np.float32(step)
     low = np.float16(step)
-    return np.float32(low if low >= step else np.nextafter(low, np.float16(np.inf)))
+    return np.float32(low if float(low) >= step else np.nextafter(low, np.float16(np.inf)))

@@ -1,5 +1,7 @@
 """What a value was seen to be: its least and its most, and how often it was how large, in memory that does not grow."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
@@ -10,8 +12,8 @@ HALF = 2048
 class Histogram:
     """Counts of a value over any number of batches; the order in which they come makes no difference.
 
-    Bins are equally wide and reach from minus to plus a power of two, so that two of them become one when a larger
-    number comes. Zeros are counted apart: every grid holds them, and behind a ReLU they are half of all.
+    Bins are equally wide and reach from minus to plus a power of two above all numbers, so that two of them become one
+    when a larger number comes. Zeros are counted apart: every grid holds them, and behind a ReLU they are half of all.
 
     Attributes:
         low: least that was seen; 0 or below.
@@ -48,7 +50,7 @@ class Histogram:
         self._widen(peak)
         # float64: one below a bin's edge must not be rounded over it.
         places = np.floor(flat * np.float64(HALF / self.reach)).astype(np.int64)
-        counts = np.bincount(np.clip(places, -HALF, HALF - 1) + HALF, minlength=2 * HALF)
+        counts = np.bincount(places + HALF, minlength=2 * HALF)
         counts[HALF] -= zeros
         self.counts += counts
 
@@ -57,7 +59,8 @@ class Histogram:
         return self.counts[:HALF][::-1] + self.counts[HALF:]
 
     def _widen(self, peak: float) -> None:
-        reach = float(2.0 ** np.ceil(np.log2(peak)))
+        # Above the peak and never at it: a number at the end would be in one bin now, and in another when bins merge.
+        reach = math.ldexp(1.0, math.frexp(peak)[1])
         if self.reach == 0.0:
             self.reach = reach
         while self.reach < reach:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from reidkit.calibration import Source
-from reidkit.errors import DataError
+from reidkit.errors import ConfigError, DataError
 from reidkit.types import Crop, Split, Subset
 
 
@@ -56,7 +56,12 @@ def in_order_of_choice(crops: Sequence[Crop], seed: int) -> list[Crop]:
     Args:
         crops: to choose from; unknown identities and cameras count as one each.
         seed: 0 or above.
+
+    Raises:
+        ConfigError: the seed is negative.
     """
+    if seed < 0:
+        raise ConfigError("The seed of random numbers must be 0 or above", got=seed)
     rng = np.random.default_rng(seed)
     waiting: dict[int, dict[int, list[Crop]]] = {}
     for place in rng.permutation(len(crops)):

@@ -10,7 +10,7 @@ statistics of instance normalisations, gates, pooling, GeM's power, neck and emb
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto
 
 from reidkit.calibration import RoundedLayer
-from reidkit.deploy.graph_links import Links, ValueType, attribute, is_point, positionless, value_table
+from reidkit.deploy.graph_links import Links, Shape, ValueType, attribute, is_point, positionless, value_table
 from reidkit.errors import ModelError
 from reidkit.onnx_file import is_standard
 
@@ -34,6 +34,9 @@ QUANTIZED_OPERATORS = frozenset({
 _MOVES = frozenset({"MaxPool", "Split", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Give values that they got: what is on a grid stays on it."""
 
+_PLAIN_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+"""What a product says of itself that is rounded: kernels know no factors."""
+
 _SOME_BATCH = 3  # to work out sizes with; any but 1 would do
 
 
@@ -42,7 +45,7 @@ class Layer:
     """A convolution or matrix product with constant weights that is computed in eight bits.
 
     Attributes:
-        name: of its weights, as far as they have one: "backbone.layer1.0.conv2".
+        name: of its weights, as far as they have one: "backbone.layer1.0.conv2". Layers that share weights share it.
         operator: "Conv", "Gemm" or "MatMul".
         weight: the constant.
         axis: of the constant, that counts the layer's outputs.
@@ -87,7 +90,29 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     Raises:
         ModelError: the graph is quantised already, or has no such layer.
     """
-    found = sorted({node.op_type for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS})
+    refuse_quantized(model)
+    links, table = Links(model.graph), value_table(model, batch=_SOME_BATCH)
+    tail = positionless(model.graph, links, table)
+    given = table.get(model.graph.input[0].name)
+    crops = given.shape[0] if given is not None and given.shape else None
+    layers = [layer for node in model.graph.node if (layer := _layer(node, links, table, tail, crops)) is not None]
+    if not layers:
+        raise ModelError(
+            "The graph has nothing to quantise",
+            got="no convolution or matrix product with constant float32 weights before the pooling",
+            expected="a convolutional network, or one of matrix products over positions",
+        )
+    return _told_apart(layers)
+
+
+def refuse_quantized(model: onnx.ModelProto) -> None:
+    """Refuses a graph that is quantised already.
+
+    Raises:
+        ModelError: it is, names the operators.
+    """
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    found = sorted({node.op_type for node in nodes if node.op_type in QUANTIZED_OPERATORS})
     if found:
         raise ModelError(
             "The graph is quantised already",
@@ -95,16 +120,6 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
             expected="a float32 graph",
             fix="quantise the float32 network that it was made from",
         )
-    links, table = Links(model.graph), value_table(model, batch=_SOME_BATCH)
-    tail = positionless(model.graph, links, table)
-    layers = [layer for node in model.graph.node if (layer := _layer(node, links, table, tail)) is not None]
-    if not layers:
-        raise ModelError(
-            "The graph has nothing to quantise",
-            got="no convolution or matrix product with constant float32 weights before the pooling",
-            expected="a convolutional network, or one of matrix products over positions",
-        )
-    return tuple(layers)
 
 
 def place(model: onnx.ModelProto, kind: EngineKind, *, floats: Collection[str] = ()) -> Placement:
@@ -156,7 +171,9 @@ def grid_names(model: onnx.ModelProto) -> dict[str, str]:
     return names
 
 
-def _layer(node: onnx.NodeProto, links: Links, table: Mapping[str, ValueType], tail: Collection[str]) -> Layer | None:
+def _layer(
+    node: onnx.NodeProto, links: Links, table: Mapping[str, ValueType], tail: Collection[str], crops: int | None
+) -> Layer | None:
     axes = {"Conv": 0, "Gemm": 0 if attribute(node, "transB", 0) else 1, "MatMul": 1}
     if not is_standard(node, node.op_type) or node.op_type not in axes:
         return None
@@ -164,22 +181,36 @@ def _layer(node: onnx.NodeProto, links: Links, table: Mapping[str, ValueType], t
     known = [table.get(name) for name in (source, weight, result)]
     if any(value is None or value.element != TensorProto.FLOAT or value.shape is None for value in known):
         return None
-    given, constant, made = (value for value in known if value is not None)
-    if weight not in links.constants or source in links.constants or result in tail or is_point(given):
+    given, sizes, made = (value.shape for value in known if value is not None and value.shape is not None)
+    if weight not in links.constants or source in links.constants or result in tail or _is_row(given, crops):
         return None
-    if node.op_type == "MatMul" and len(constant.shape or ()) != 2:
+    if node.op_type == "MatMul" and len(sizes) != 2:
         return None
-    sizes, outputs = constant.shape or (), (made.shape or ())[1:]
-    positions = prod(size or 0 for size in (outputs[1:] if node.op_type == "Conv" else outputs[:-1]))
+    if node.op_type == "Gemm" and any(attribute(node, name, usual) != usual for name, usual in _PLAIN_GEMM.items()):
+        return None
+    axis = axes[node.op_type]
+    positions = prod(size or 0 for size in made) // ((crops or 1) * (sizes[axis] or 1))
     return Layer(
         name=_bare(weight) or node.name or result,
         operator=node.op_type,
         weight=weight,
-        axis=axes[node.op_type],
+        axis=axis,
         input=source,
         result=_after_relu(result, links),
         multiply_adds=prod(size or 0 for size in sizes) * positions,
     )
+
+
+def _is_row(shape: Shape, crops: int | None) -> bool:
+    """Whether a value is one row of numbers for each crop, and no table of positions, each of which is a row."""
+    return is_point(ValueType(TensorProto.FLOAT, shape)) and (len(shape) != 2 or shape[0] in (None, crops))
+
+
+def _told_apart(layers: Collection[Layer]) -> tuple[Layer, ...]:
+    """The layers with names that are of one weight each: "a" and "a.weight" would both be called "a"."""
+    if len({layer.name for layer in layers}) == len({layer.weight for layer in layers}):
+        return tuple(layers)
+    return tuple(replace(layer, name=layer.weight) for layer in layers)
 
 
 def _bare(weight: str) -> str:

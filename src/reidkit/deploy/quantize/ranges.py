@@ -14,6 +14,7 @@ PERCENTILE = 99.99
 """Of the values that are inside, where nobody says."""
 
 _SIGNED_LEVELS = 128  # of the entropy method, as its authors have it
+_CUTS = 512  # about as many magnitudes that its divergence is worked out for
 _CANDIDATES = 128  # ranges that the mean squared error is worked out for
 _LEAST_SHARE = 0.05  # of the peak, that a range may be cut down to
 
@@ -24,16 +25,16 @@ def range_of(seen: Histogram, method: Method, *, percentile: float = PERCENTILE)
     Args:
         seen: the value.
         method: "minmax" takes all of it. "percentile" leaves the same share out at either end, or all of it at the one
-            end where a value has one sign. "entropy" and "mse" cut at a magnitude: "entropy" where the Kullback-Leibler
-            divergence between the distribution and its rounded form is least, "mse" where the mean squared error of
-            rounding and cutting is.
+            end where a value has one sign; of what is so rarely not 0 that nothing would stay, it takes all. "entropy"
+            and "mse" cut at a magnitude: "entropy" where the Kullback-Leibler divergence between the distribution and
+            its rounded form is least, "mse" where the mean squared error of rounding and cutting is.
         percentile: share that stays inside, percent.
 
     Raises:
         ConfigError: the percentile is not above 50 and up to 100, or the method is "qat", which needs training.
 
     Source:
-        entropy: S. Migacz, 8-bit inference with TensorRT, GTC 2017; zeros are left out, as all of it are exact.
+        entropy: S. Migacz, 8-bit inference with TensorRT, GTC 2017; zeros are left out, as every grid holds them.
     """
     if not 50 < percentile <= 100:
         raise ConfigError("The percentile is out of range", got=percentile, expected="above 50, up to 100")
@@ -52,12 +53,14 @@ def range_of(seen: Histogram, method: Method, *, percentile: float = PERCENTILE)
 
 def _percentile(seen: Histogram, percentile: float) -> Range:
     total = float(seen.counts.sum() + seen.zeros)
-    outside = total * (1 - percentile / 100)
+    outside = round(total * (100 - percentile) / 100, 6)  # 40 numbers, not 39.999999999998
     if seen.low < 0 < seen.high:
         outside /= 2
     high = _where(seen.counts[HALF:][::-1], outside, seen.reach)
     low = _where(seen.counts[:HALF], outside, seen.reach)
-    return Range(-min(-seen.low, low), min(seen.high, high))
+    if low == high == 0:
+        return Range(seen.low, seen.high)
+    return Range(max(seen.low, -low), min(seen.high, high))
 
 
 def _where(from_outside: np.ndarray, outside: float, reach: float) -> float:
@@ -73,15 +76,9 @@ def _where(from_outside: np.ndarray, outside: float, reach: float) -> float:
 
 def _entropy(seen: Histogram) -> float:
     counts = seen.magnitudes().astype(np.float64)
-    filled = np.flatnonzero(counts)
-    last = int(filled[-1]) + 1
-    if last <= _SIGNED_LEVELS:
-        return seen.reach
-    best, chosen = np.inf, last
-    for stop in range(_SIGNED_LEVELS, last + 1, max(1, last // 512)):
-        divergence = _divergence(counts, stop)
-        if divergence < best:
-            best, chosen = divergence, stop
+    last = int(np.flatnonzero(counts)[-1]) + 1  # half of all bins or more
+    stops = [*range(_SIGNED_LEVELS, last, last // _CUTS), last]
+    chosen = min(stops, key=lambda stop: _divergence(counts, stop))
     return seen.reach * chosen / HALF
 
 

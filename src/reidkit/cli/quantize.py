@@ -1,0 +1,197 @@
+"""`reid quantize`: a bundle gets graphs in eight bits, from one table of ranges, held to the golden embeddings."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MANIFEST, Bundle, open_bundle
+from reidkit.calibration import Calibration, Method
+from reidkit.cli import console, options
+from reidkit.cli.outputs import check_outputs, check_writable
+from reidkit.cli.pictures import read_pictures
+from reidkit.cli.verify import hold_engines
+from reidkit.data import is_data_set, load_split
+from reidkit.deploy.verify import MAX_MAP_DROP, Parity
+from reidkit.errors import ConfigError
+from reidkit.runtime import RuntimeName, installed
+from reidkit.types import Split, Subset
+
+if TYPE_CHECKING:
+    from reidkit.deploy.quantize.calibrate import Observed
+    from reidkit.deploy.quantize.pictures import Pictures
+
+_Method = Literal["minmax", "entropy", "percentile", "mse"]
+_USUAL: _Method = "minmax"
+_ENGINES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+
+
+def quantize(
+    bundle: options.BundlePath,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Pictures to learn ranges of: a data set or a folder (default: the table that the bundle has).",
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option("--images", help="How many of them (default: 512).")] = None,
+    method: Annotated[
+        _Method | None, typer.Option("--method", help="How a range comes from what was seen (default: minmax).")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option("--percentile", help="Of --method percentile: what stays inside (default: 99.99).")
+    ] = None,
+    subset: Annotated[
+        Subset | None, typer.Option("--subset", help="Of a data set (default: train, which nothing is measured on).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="That chooses pictures (default: 0).")] = None,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option("--keep-float", metavar="LAYER", help="A layer that stays float; may be repeated."),
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the layers where it hurts, and keep the fewest in float.")
+    ] = False,
+    data: Annotated[Path | None, typer.Option("--data", help="Of --search: the data set to measure mAP on.")] = None,
+    max_map_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-map-drop",
+            min=0,
+            help=f"Of --search: points of mAP (percent) that may be lost (default: {100 * MAX_MAP_DROP:g}).",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Of --search: draw what each block costs, as .png or .svg.")
+    ] = None,
+    threads: options.Threads = None,
+    skip_unreadable: options.SkipUnreadable = False,
+    data_format: options.DataFormat = None,
+    variant: options.DataVariant = None,
+) -> list[Parity]:
+    """Quantise a bundle: a table of ranges, a graph for processors, a graph for TensorRT; verified at once.
+
+    Ranges are learned once, through the decoding and the graph that inference has. --search runs the network with each
+    block in float and all others in eight bits, and then looks for the fewest layers that have to stay float.
+    """
+    opened = open_bundle(bundle)
+    check_writable(opened.path / MANIFEST)
+    check_outputs({"--plot": plot})
+    given = {"--images": images, "--method": method, "--percentile": percentile is not None, "--seed": seed is not None}
+    if calibration is None:
+        options.refuse_idle(given | {"--subset": subset, "--skip-unreadable": skip_unreadable}, "without --calibration")
+    elif method != "percentile":
+        options.refuse_idle({"--percentile": percentile is not None}, f"of --method {method or _USUAL}")
+    if search and data is None:
+        raise ConfigError("--search measures on a data set", fix="name one with query and gallery: --data ROOT")
+    if not search:
+        idle = {"--data": data, "--max-map-drop": max_map_drop is not None, "--plot": plot}
+        options.refuse_idle(idle, "without --search")
+    split = None if data is None else load_split(data, data_format, variant=variant)
+    from reidkit.deploy.quantize.quantize import kept_in_float, read_table
+    from reidkit.deploy.quantize.quantize import quantize as put_in  # all of which need onnx
+
+    if calibration is None:
+        table = read_table(opened)
+    else:
+        pictures = _pictures(calibration, subset, data_format, variant)
+        observed = _observed(opened, pictures, images, seed or 0, skip=skip_unreadable, threads=threads)
+        table = _table(opened, observed, method or _USUAL, percentile)
+    if keep_float is not None:
+        table = kept_in_float(table, tuple(keep_float))
+    if split is not None:
+        drop = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
+        table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))
+    opened = put_in(opened, table)
+    _tell(opened, table)
+    rows, passed = hold_engines(opened, [name for name in _ENGINES if name in installed(opened)], precisions=["int8"])
+    if not passed:
+        raise typer.Exit(1)
+    return rows
+
+
+def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":
+    """What --calibration names: a data set's subset, or all pictures of a folder."""
+    from reidkit.deploy.quantize.pictures import Pictures, pictures_of
+
+    if data_format is None and variant is None and root.exists() and not is_data_set(root):
+        if subset is not None:
+            raise ConfigError(f"{root} is no data set, and has no subsets", fix="leave out --subset, or name --format")
+        return Pictures(read_pictures(root).crops, root, f"folder {root.resolve().name}", "folder")
+    return pictures_of(load_split(root, data_format, variant=variant), subset or "train")
+
+
+def _observed(
+    bundle: Bundle, pictures: "Pictures", images: int | None, seed: int, *, skip: bool, threads: int | None
+) -> "Observed":
+    from reidkit.deploy.quantize.calibrate import FEW, IMAGES, observe
+
+    with console.progress_bar("calibrating") as progress:
+        observed = observe(
+            bundle,
+            pictures,
+            images=IMAGES if images is None else images,
+            seed=seed,
+            skip_unreadable=skip,
+            threads=threads,
+            progress=progress,
+        )
+    console.warn_unreadable(observed.unreadable)
+    console.say(f"ranges seen on {len(observed.pictures)} pictures of {observed.dataset}, {observed.source}")
+    if len(observed.pictures) < FEW:
+        console.warn(f"{len(observed.pictures)} pictures show little of what values can be; {IMAGES} are usual")
+    if observed.source in ("query", "gallery"):
+        console.warn("these are pictures to test on: accuracy that is measured on them is of pictures that were seen")
+    if silent := [name for name, seen in observed.values.items() if seen.low == seen.high == 0]:
+        console.warn(f"0 on every picture: {', '.join(silent)}")
+    return observed
+
+
+def _table(bundle: Bundle, observed: "Observed", method: Method, percentile: float | None) -> Calibration:
+    from reidkit.deploy.quantize.calibrate import calibration_of
+    from reidkit.deploy.quantize.ranges import PERCENTILE
+
+    share = PERCENTILE if percentile is None else percentile
+    with console.spinner("working out ranges"):
+        return calibration_of(bundle, observed, method, percentile=share)
+
+
+def _searched(
+    bundle: Bundle, table: Calibration, split: Split, drop: float, plot: Path | None, threads: int | None
+) -> tuple[str, ...]:
+    """Measures where it hurts, says so, and gives the layers that are to stay float."""
+    from reidkit.deploy.quantize.sensitivity import search as search_layers
+
+    with console.progress_bar("searching") as progress:
+        found = search_layers(bundle, table, split, max_map_drop=drop, threads=threads, progress=progress)
+    rows = console.table(f"{split.name}: each block in float", "block", "layers", "work", "1 - cosine", "mAP", numbers=4)
+    whole = found.rounded
+    rows.add_row("none", "", "", f"{whole.error:.2e}", f"{100 * whole.mean_ap:.2f}")
+    for row in found.groups:
+        name = f"[bold green]{console.escape(row.name)}[/]" if row.kept else console.escape(row.name)
+        cells = (str(len(row.layers)), f"{100 * row.share:.1f} %", f"{row.error:.2e}", f"{100 * row.trial.mean_ap:.2f}")
+        rows.add_row(name, *cells)
+    console.out.print(rows)
+    floats = found.chosen.floats
+    lost = f"{100 * found.chosen.drop:.2f} points of {100 * found.mean_ap:.2f} are lost where {100 * drop:g} may be"
+    if not found.met:
+        console.warn(f"no choice of layers meets it; with {len(floats)} in float, {lost}")
+    elif floats:
+        console.say(f"{len(floats)} layers stay float, {100 * found.float_share:.1f} % of the work: {lost}")
+    else:
+        console.say(f"no layer has to stay float: {lost}")
+    if plot is not None:
+        from reidkit.report.quantization_plot import write_sensitivity_plot
+
+        write_sensitivity_plot(found, plot)
+        console.say(f"wrote {plot}")
+    return floats
+
+
+def _tell(bundle: Bundle, table: Calibration) -> None:
+    """What was written, and what stays float."""
+    for name in (CALIBRATION, CALIBRATION_CACHE, *INT8_MODELS.values()):
+        console.say(f"wrote {bundle.path / name}: {(bundle.path / name).stat().st_size / 1e6:.1f} MB")
+    if table.floats:
+        console.say(f"in float: {', '.join(table.floats)}")
