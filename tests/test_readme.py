@@ -35,6 +35,7 @@ SHORTER = {
     # Runs whose export would take longer than they do: there is one that is exported.
     "staged": ["--set", "before.optim.epochs=0.2", "--no-bundle"],
     "student": ["--no-bundle"],
+    "--max-map-drop": ["--max-map-drop", "100"],  # of so few people one says little
     "pretrained": ["--no-bundle"],
 }
 """What is added to a command that has such a word."""
@@ -120,5 +121,5 @@ def test_commands_and_python(request, tmp_path, monkeypatch, capsys):
         "embeddings.npz", "embeddings.parquet", "network.onnx", "theirs.reid", "people-card.md", "people-card.html",
         "model_best.pth", "config.yaml", "fastreid.reid", "osnet_x0_25.pth", "osnet.reid", "people.wts",
         "people.wts.json", "again.reid", "resnet18-imagenet.pth", "pretrained", "staged", "student",
-        "people.prototxt", "people.caffemodel", "box.reid",
+        "people.prototxt", "people.caffemodel", "box.reid", "people.xml", "people.bin", "eight-bits",
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """`reid info`: what a bundle is."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from reidkit.architecture import in_words
 from reidkit.bundle import Bundle, open_bundle
+from reidkit.calibration import parse_calibration
 from reidkit.cli import console, options
 from reidkit.config import to_dict
 from reidkit.manifest import Manifest
@@ -48,6 +50,7 @@ def _print(bundle: Bundle) -> None:
         "trained on": origin.dataset or unknown,
         **({} if origin.init is None else {"started from": origin.init}),
         **({} if origin.teacher is None else {"copied from": origin.teacher}),
+        **({} if bundle.calibration is None else {"eight bits": _ranges(bundle.calibration)}),
         "created": f"{origin.created or unknown}, reidkit {origin.reidkit or unknown}",
     }
     for name, value in rows.items():
@@ -68,6 +71,11 @@ def _print(bundle: Bundle) -> None:
         size = (bundle.path / name).stat().st_size
         table.add_row(_cell(name), _cell(f"{size:,} bytes, sha256 {digest[:16]}…"))
     console.out.print(table)
+
+
+def _ranges(file: Path) -> str:
+    table = parse_calibration(file.read_bytes(), source=str(file))
+    return f"{table.method}, of {len(table.pictures)} pictures of {table.dataset} ({table.source})"
 
 
 def _cell(text: str) -> Text:

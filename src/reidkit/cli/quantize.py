@@ -10,11 +10,10 @@ from reidkit.calibration import Calibration, Method
 from reidkit.cli import console, options
 from reidkit.cli.outputs import check_outputs, check_writable
 from reidkit.cli.pictures import read_pictures
-from reidkit.cli.verify import hold_engines
+from reidkit.cli.verify import hold_engines, int8_engines
 from reidkit.data import is_data_set, load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, Parity
 from reidkit.errors import ConfigError
-from reidkit.runtime import RuntimeName, installed
 from reidkit.types import Split, Subset
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _Method = Literal["minmax", "entropy", "percentile", "mse"]
 _USUAL: _Method = "minmax"
-_ENGINES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 def quantize(
@@ -105,7 +103,7 @@ def quantize(
         table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))
     opened = put_in(opened, table)
     _tell(opened, table)
-    rows, passed = hold_engines(opened, [name for name in _ENGINES if name in installed(opened)], precisions=["int8"])
+    rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
     if not passed:
         raise typer.Exit(1)
     return rows
@@ -160,12 +158,18 @@ def _table(bundle: Bundle, observed: "Observed", method: Method, percentile: flo
 def _searched(
     bundle: Bundle, table: Calibration, split: Split, drop: float, plot: Path | None, threads: int | None
 ) -> tuple[str, ...]:
-    """Measures where it hurts, says so, and gives the layers that are to stay float."""
+    """Measures where it hurts, says so, and gives the layers that are to stay float.
+
+    Raises:
+        Exit: with 1, where no choice loses as little as is allowed.
+    """
     from reidkit.deploy.quantize.sensitivity import search as search_layers
 
     with console.progress_bar("searching") as progress:
         found = search_layers(bundle, table, split, max_map_drop=drop, threads=threads, progress=progress)
-    rows = console.table(f"{split.name}: each block in float", "block", "layers", "work", "1 - cosine", "mAP", numbers=4)
+    rows = console.table(
+        f"{split.name}: each block in float", "block", "layers", "work", "1 - cosine", "mAP", numbers=4
+    )
     whole = found.rounded
     rows.add_row("none", "", "", f"{whole.error:.2e}", f"{100 * whole.mean_ap:.2f}")
     for row in found.groups:
@@ -175,17 +179,26 @@ def _searched(
     console.out.print(rows)
     floats = found.chosen.floats
     lost = f"{100 * found.chosen.drop:.2f} points of {100 * found.mean_ap:.2f} are lost where {100 * drop:g} may be"
-    if not found.met:
-        console.warn(f"no choice of layers meets it; with {len(floats)} in float, {lost}")
-    elif floats:
+    if floats and found.met:
         console.say(f"{len(floats)} layers stay float, {100 * found.float_share:.1f} % of the work: {lost}")
-    else:
+    elif found.met:
         console.say(f"no layer has to stay float: {lost}")
     if plot is not None:
         from reidkit.report.quantization_plot import write_sensitivity_plot
 
-        write_sensitivity_plot(found, plot)
+        write_sensitivity_plot(
+            plot,
+            found.groups,
+            error=whole.error,
+            drop=whole.drop,
+            max_drop=drop,
+            title=f"{bundle.manifest.name} on {split.name}",
+        )
         console.say(f"wrote {plot}")
+    if not found.met:
+        console.warn(f"no choice of layers meets it: with {len(floats)} in float, {lost}. The bundle is as it was")
+        raise typer.Exit(1)
+    console.say(f"The choice was made by {split.name}: accuracy on it is flattered")
     return floats
 
 

@@ -14,6 +14,7 @@ from reidkit.calibration import Range
 from reidkit.cli import console, options
 from reidkit.cli.outcome import finish, places_in
 from reidkit.cli.training_table import TrainingTable
+from reidkit.cli.verify import hold_engines, int8_engines
 from reidkit.data import load_split
 from reidkit.errors import ModelError
 from reidkit.imaging import available_cores
@@ -152,7 +153,9 @@ def train(
         return
     outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
     if rounding is not None and places.bundle.exists() and outcome.status != 2:
-        _quantize_trained(out / CHECKPOINT, places.bundle, split)
+        faithful = _quantize_trained(out / CHECKPOINT, places.bundle, split)
+        if not faithful and not outcome.status:
+            raise typer.Exit(1)
     if outcome.status:
         raise typer.Exit(outcome.status)
 
@@ -218,15 +221,21 @@ def _rounding(bundle: Bundle, engine: EngineKind) -> Rounding:
     return Rounding(engine, layers, ranges=ranges)
 
 
-def _quantize_trained(checkpoint: Path, path: Path, split: Split) -> None:
-    """Makes the graphs in eight bits of a bundle that was trained for them, with the ranges of the training."""
+def _quantize_trained(checkpoint: Path, path: Path, split: Split) -> bool:
+    """Makes the graphs in eight bits of a bundle that was trained for them, with the ranges of the training.
+
+    Returns:
+        Whether every engine that runs them passed verification.
+    """
     from reidkit.deploy.quantize.quantize import quantize_trained
     from reidkit.models.checkpoint import load_ranges
 
     ranges = load_ranges(checkpoint)
     assert ranges is not None
-    quantize_trained(open_bundle(path), ranges, split)
+    with console.progress_bar("calibrating what training did not round") as progress:
+        quantized = quantize_trained(open_bundle(path), ranges, split, progress=progress)
     console.say(f"quantised {path}")
+    return hold_engines(quantized, int8_engines(quantized), precisions=["int8"])[1]
 
 
 def _saved_at(state: Path) -> int | None:

@@ -24,7 +24,7 @@ from reidkit.deploy.verify import (
     seen_in_calibration,
 )
 from reidkit.deploy.verify import verify as hold
-from reidkit.deploy.ways import Way
+from reidkit.deploy.ways import INT8_ENGINES, Way
 from reidkit.errors import RuntimeMissing
 from reidkit.evaluate.embedding_cache import default_folder, open_cache
 from reidkit.metrics.bootstrap import PairedDifference
@@ -98,6 +98,11 @@ def _warn_of_seen(file: Path, split: Split) -> None:
         console.warn(
             f"the int8 graph was calibrated on {seen} of these pictures: what is measured on them is flattered"
         )
+
+
+def int8_engines(bundle: Bundle) -> list[RuntimeName]:
+    """The engines of processors that are here and run a quantised bundle."""
+    return [name for name in INT8_ENGINES if name in installed(bundle)]
 
 
 def hold_engines(
@@ -194,7 +199,7 @@ def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split,
         agreement = agreements[0][1]
         console.say(
             f"Cosines over {agreement.crops:,} crops; changes of mAP and rank-1 in points, with 95 % intervals. mAP of "
-            f"the reference: {100 * agreement.mean_ap[0]:.2f}; at most {100 * agreement.max_drop:g} points may be lost. "
+            f"the reference: {100 * agreement.mean_ap[0]:.2f}; {100 * agreement.max_drop:g} points may be lost. "
             "Top 10: the same crops found, in percent."
         )
 

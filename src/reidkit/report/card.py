@@ -1,4 +1,4 @@
-"""The model card: what the manifest of a bundle says, for people, as Markdown and as a page. Nothing is added to it."""
+"""The model card: what a bundle says of itself, for people, as Markdown and as a page. Nothing is added to it."""
 
 import json
 import shlex
@@ -8,7 +8,8 @@ from typing import Any
 
 from reidkit.architecture import in_words
 from reidkit.atomic import check_free, output_file
-from reidkit.bundle import SUFFIX, Bundle
+from reidkit.bundle import MODEL, SUFFIX, Bundle
+from reidkit.calibration import parse_calibration
 from reidkit.config import to_dict
 from reidkit.errors import OutputError
 from reidkit.manifest import Accuracy, Latency, LicenceClass, Manifest
@@ -100,6 +101,7 @@ def model_card(bundle: Bundle) -> Document:
         sections=[
             Section("Model", _model(manifest)),
             Section("Accuracy", _accuracy(manifest.accuracy, name)),
+            *([] if bundle.calibration is None else [Section("Eight bits", _eight_bits(bundle.calibration, name))]),
             Section("Speed", _speed(manifest.latency, name)),
             Section("Input", _input(manifest)),
             Section("Origin and training", _origin(manifest)),
@@ -107,13 +109,17 @@ def model_card(bundle: Bundle) -> Document:
             Section("Limits of use", [Points(_limits(manifest))]),
             Section("Files", _files(bundle)),
         ],
-        footer="Written by reid card from the manifest of the bundle, and from nothing else.",
+        footer="Written by reid card from what lies in the bundle, and from nothing else.",
     )
 
 
 def _hub_header(manifest: Manifest) -> str:
     """The front matter that model hubs read. A class of licence is no licence, so none is named."""
-    tags = (f"{manifest.task}-re-identification", "re-identification", "onnx")
+    tags = (
+        f"{manifest.task}-re-identification",
+        "re-identification",
+        "onnx" if MODEL in manifest.files else "openvino",
+    )
     return "\n".join(["---", "library_name: reidkit", "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
@@ -218,6 +224,28 @@ def _distance(a: Accuracy) -> str:
 def _plain_first(a: Accuracy) -> tuple[str | bool, ...]:
     plain = (a.refinement != "none", a.refinement, a.tta != "none", a.tta)
     return (a.dataset, a.protocol, a.metric, a.runtime, a.precision, a.device, *plain)
+
+
+def _eight_bits(file: Path, name: str) -> list[Block]:
+    table = parse_calibration(file.read_bytes(), source=str(file))
+    share = "" if table.percentile is None else f" {table.percentile:g}"
+    learned = "learned in training" if table.method == "qat" else f"{table.method}{share}"
+    rows = [
+        ("ranges", f"{learned}, of {len(table.ranges):,} values"),
+        (
+            "seen on",
+            f"{len(table.pictures):,} pictures of {table.dataset}: {table.source}, chosen by seed {table.seed}",
+        ),
+        ("layers", f"{len(table.scales) - len(table.floats):,} of {len(table.scales):,} in eight bits"),
+        *([("in float", ", ".join(table.floats))] if table.floats else []),
+        ("created", table.created or UNKNOWN),
+    ]
+    blocks: list[Block] = [Facts(rows)]
+    if table.source in ("query", "gallery"):
+        blocks.append(Words("Those are pictures to test on: accuracy that was measured on them is flattered."))
+    if table.source == "folder":
+        blocks.append(Words("Whether those pictures are tested on, too, is not known."))
+    return [*blocks, Words("What it costs in accuracy:"), Code(f"reid verify {name} --precision int8 --data DATA")]
 
 
 def _speed(measured: Sequence[Latency], name: str) -> list[Block]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reidkit.calibration import Range
 from reidkit.deploy.quantize.grids import grid_of, rounded, steps_for, weight_steps
 
-ENDS = st.one_of(st.just(0.0), st.floats(0, 3e38, width=32), st.floats(0, 100, width=32), st.floats(0, 2.0**-100))
+ENDS = st.one_of(st.just(0.0), st.floats(0, 2.0**127, width=32), st.floats(0, 100, width=32), st.floats(0, 2.0**-100))
 RANGES = st.builds(lambda low, high: Range(-low, high), ENDS, ENDS)
 LIMITS = {np.uint8: (0, 255), np.int8: (-127, 127)}
 

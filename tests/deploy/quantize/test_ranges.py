@@ -90,7 +90,7 @@ def test_mse_is_what_rounding_every_number_finds(values):
 
 
 def test_mse_cuts_long_tails_and_no_short_ones():
-    assert range_of(seen(LONG_TAILED), "mse").high < 0.6 * LONG_TAILED.max()
+    assert range_of(seen(np.append(np.tile(NORMAL, 20), 8)), "mse").high < 7
     even = RNG.uniform(0, 1, 10_000)
     assert range_of(seen(even), "mse").high == pytest.approx(even.max(), rel=0.01)
 
@@ -126,7 +126,7 @@ def test_entropy_is_the_least_divergence():
 def test_entropy_by_hand():
     # 128 bins of one number each are told exactly by 128 levels, and one far away has nowhere to go at any other cut.
     even = (np.arange(128) + 0.5) / 128
-    assert range_of(seen([*even, 15.9]), "entropy") == Range(0.0, pytest.approx(15.9))
+    assert range_of(seen([*even, 15.875]), "entropy") == Range(0.0, 15.875)
     # Where the far one comes down on a filled bin it costs: 129 / 128 against 1 for each.
     values = [*((np.arange(2048) + 0.5) / 2048), 0.99]
     assert range_of(seen(values), "entropy").high == pytest.approx(values[2047])
@@ -139,12 +139,11 @@ def test_a_value_that_was_only_0(method):
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile", "mse"])
-@pytest.mark.parametrize("value", [1.0, -1.0, 2.0**-149, -3e38])
+@pytest.mark.parametrize("value", [1.0, -1.0, 2.0**-149, -(2.0**127)])
 def test_a_single_number_is_held(method, value):
     got = range_of(seen([value, 0.0]), method)
-    assert (got.low, got.high) == (min(value, 0.0), max(value, 0.0)) or method == "percentile"
-    step = float(np.float32(abs(value))) / HALF
-    assert abs((got.low or got.high) - value) <= 2 * step
+    assert min(value, 0.0) <= got.low <= 0 <= got.high <= max(value, 0.0)
+    assert (got.low or got.high) == pytest.approx(value, rel=2 / HALF)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 0.0, -1.0, 100.5, math.nan])

@@ -112,7 +112,8 @@ def ruined(make):
 
 @pytest.fixture(scope="module")
 def found(ruined, split):
-    return search(*ruined, split, max_map_drop=0.02, threads=1)
+    bundle, table = ruined
+    return search(bundle, table, split, max_map_drop=0.02, threads=1)
 
 
 def test_the_ruined_block_is_where_it_hurts(found):
@@ -141,7 +142,7 @@ def test_the_choice_is_measured_as_it_will_run(found, ruined, split, tmp_path):
     shutil.copytree(bundle.path, tmp_path / "net.reid")
     quantized = quantize(open_bundle(tmp_path / "net.reid"), kept_in_float(table, found.chosen.floats))
     crops = np.stack([load_crop(crop.path, bundle.manifest.input) for crop in (*split.query, *split.gallery)])
-    a, b = (load(each, precision=p, threads=1).embed(crops) for each, p in ((bundle, None), (quantized, "int8")))
+    a, b = load(bundle, threads=1).embed(crops), load(quantized, precision="int8", threads=1).embed(crops)
     cosines = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True)]
     assert found.chosen.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-6)
     assert found.chosen.agreement.min_cosine == pytest.approx(min(cosines), abs=1e-6)

@@ -51,7 +51,6 @@ class _Emitter:
         self._table = table
         self._layers = {(layer.weight, layer.input): layer for layer in placement.layers}
         self._read_as: dict[str, str] = {}
-        self._weights: dict[str, tuple[str, np.ndarray]] = {}
 
     def write(self, node: onnx.NodeProto) -> None:
         """Writes one node, and behind it what rounds its results."""
@@ -115,19 +114,14 @@ class _Emitter:
         node.input[1] = self._rounded_weight(layer, weight, steps)
 
     def _rounded_weight(self, layer: Layer, weight: np.ndarray, steps: np.ndarray) -> str:
-        if layer.weight in self._weights:
-            name, before = self._weights[layer.weight]
-            if np.array_equal(before, steps):
-                return name
+        # Also of weights that several layers share: their steps may differ by the bias, and ONNX Runtime in its exact
+        # mode (session.x64quantprecision) opens no graph whose integers are shared.
         scale = self.links.add_constant(steps, f"{layer.weight}_step")
         zero = self.links.add_constant(np.zeros(len(steps), np.int8), f"{layer.weight}_zero")
         if self._placement.kind == "tensorrt":
-            name = self._pair(layer.weight, scale, zero, axis=layer.axis)
-        else:
-            integers = self.links.add_constant(rounded(weight, steps, layer.axis), f"{layer.weight}_int8")
-            name = self._dequantized(integers, scale, zero, layer.axis)
-        self._weights[layer.weight] = name, steps
-        return name
+            return self._pair(layer.weight, scale, zero, axis=layer.axis)
+        integers = self.links.add_constant(rounded(weight, steps, layer.axis), f"{layer.weight}_int8")
+        return self._dequantized(integers, scale, zero, layer.axis)
 
     def _rounded_bias(self, bias: np.ndarray, steps: np.ndarray, base: str) -> str:
         integers = self.links.add_constant(np.rint(bias / steps.astype(np.float64)).astype(np.int32), f"{base}_int32")

@@ -10,7 +10,7 @@ from reidkit.deploy.quantize.placement import EngineKind
 LEVELS = 255
 """Steps across an unsigned grid; a signed one has 127 to either side, and leaves -128 out so that it is symmetric."""
 
-_LEAST_NORMAL_FLOAT16 = 2.0**-14
+_LEAST_NORMAL_FLOAT16, _MOST_FLOAT16 = 2.0**-14, 65504.0
 _LEAST_STEP = 2.0**-60  # the product of two, which is a bias's step, is still a float32
 
 
@@ -69,7 +69,7 @@ def rounded(weight: np.ndarray, steps: np.ndarray, axis: int) -> np.ndarray:
 
 def _held_by_float16(step: float) -> np.float32:
     """The step or the next above that float16 holds: the same grid serves an engine whose maps are float16."""
-    if not _LEAST_NORMAL_FLOAT16 <= step < np.finfo(np.float16).max:
+    if not _LEAST_NORMAL_FLOAT16 <= step < _MOST_FLOAT16:
         return np.float32(step)
     low = np.float16(step)
     return np.float32(low if float(low) >= step else np.nextafter(low, np.float16(np.inf)))

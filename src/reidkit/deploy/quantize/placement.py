@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto
 
 from reidkit.calibration import RoundedLayer
-from reidkit.deploy.graph_links import Links, Shape, ValueType, attribute, is_point, positionless, value_table
+from reidkit.deploy.graph_links import Links, ValueType, attribute, is_point, positionless, value_table
 from reidkit.errors import ModelError
 from reidkit.onnx_file import is_standard
 
@@ -34,9 +34,6 @@ QUANTIZED_OPERATORS = frozenset({
 _MOVES = frozenset({"MaxPool", "Split", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Give values that they got: what is on a grid stays on it."""
 
-_PLAIN_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-"""What a product says of itself that is rounded: kernels know no factors."""
-
 _SOME_BATCH = 3  # to work out sizes with; any but 1 would do
 
 
@@ -46,7 +43,7 @@ class Layer:
 
     Attributes:
         name: of its weights, as far as they have one: "backbone.layer1.0.conv2". Layers that share weights share it.
-        operator: "Conv", "Gemm" or "MatMul".
+        operator: "Conv" or "MatMul".
         weight: the constant.
         axis: of the constant, that counts the layer's outputs.
         input: the value that it reads.
@@ -93,9 +90,7 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     refuse_quantized(model)
     links, table = Links(model.graph), value_table(model, batch=_SOME_BATCH)
     tail = positionless(model.graph, links, table)
-    given = table.get(model.graph.input[0].name)
-    crops = given.shape[0] if given is not None and given.shape else None
-    layers = [layer for node in model.graph.node if (layer := _layer(node, links, table, tail, crops)) is not None]
+    layers = [layer for node in model.graph.node if (layer := _layer(node, links, table, tail)) is not None]
     if not layers:
         raise ModelError(
             "The graph has nothing to quantise",
@@ -171,39 +166,30 @@ def grid_names(model: onnx.ModelProto) -> dict[str, str]:
     return names
 
 
-def _layer(
-    node: onnx.NodeProto, links: Links, table: Mapping[str, ValueType], tail: Collection[str], crops: int | None
-) -> Layer | None:
-    axes = {"Conv": 0, "Gemm": 0 if attribute(node, "transB", 0) else 1, "MatMul": 1}
+def _layer(node: onnx.NodeProto, links: Links, table: Mapping[str, ValueType], tail: Collection[str]) -> Layer | None:
+    axes = {"Conv": 0, "MatMul": 1}  # no Gemm: it has no axis for positions
     if not is_standard(node, node.op_type) or node.op_type not in axes:
         return None
     source, weight, result = node.input[0], node.input[1], node.output[0]
     known = [table.get(name) for name in (source, weight, result)]
     if any(value is None or value.element != TensorProto.FLOAT or value.shape is None for value in known):
         return None
-    given, sizes, made = (value.shape for value in known if value is not None and value.shape is not None)
-    if weight not in links.constants or source in links.constants or result in tail or _is_row(given, crops):
+    given, constant, made = (value for value in known if value is not None)
+    if weight not in links.constants or source in links.constants or result in tail or is_point(given):
         return None
-    if node.op_type == "MatMul" and len(sizes) != 2:
+    if node.op_type == "MatMul" and len(constant.shape or ()) != 2:
         return None
-    if node.op_type == "Gemm" and any(attribute(node, name, usual) != usual for name, usual in _PLAIN_GEMM.items()):
-        return None
-    axis = axes[node.op_type]
-    positions = prod(size or 0 for size in made) // ((crops or 1) * (sizes[axis] or 1))
+    sizes, outputs = constant.shape or (), (made.shape or ())[1:]
+    positions = prod(size or 0 for size in (outputs[1:] if node.op_type == "Conv" else outputs[:-1]))
     return Layer(
         name=_bare(weight) or node.name or result,
         operator=node.op_type,
         weight=weight,
-        axis=axis,
+        axis=axes[node.op_type],
         input=source,
         result=_after_relu(result, links),
         multiply_adds=prod(size or 0 for size in sizes) * positions,
     )
-
-
-def _is_row(shape: Shape, crops: int | None) -> bool:
-    """Whether a value is one row of numbers for each crop, and no table of positions, each of which is a row."""
-    return is_point(ValueType(TensorProto.FLOAT, shape)) and (len(shape) != 2 or shape[0] in (None, crops))
 
 
 def _told_apart(layers: Collection[Layer]) -> tuple[Layer, ...]:
