@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from conditions import as_installed, unprivileged
-from reidkit.bundle import Bundle, Golden, check_place, file_sha256, open_bundle, record_accuracy, write_bundle
+from reidkit.bundle import (
+    Bundle,
+    Golden,
+    check_place,
+    file_sha256,
+    open_bundle,
+    record_accuracy,
+    replace_files,
+    write_bundle,
+)
 from reidkit.errors import BundleError, ConfigError, InputError, OutputError
 from reidkit.manifest import Accuracy, Embedding, Manifest, Provenance
 from reidkit.types import InputSpec
@@ -337,3 +346,94 @@ class TestAccuracy:
         ):
             record_accuracy(bundle, accuracy())
         assert open_bundle(folder) == bundle
+
+
+TABLE, GRAPH = "calibration.json", "model.int8-cpu.onnx"
+OLD, NEW = {TABLE: b"old table", GRAPH: b"old graph"}, {TABLE: b"new table", GRAPH: b"new graph"}
+
+
+def beside(bundle: Bundle) -> dict[str, bytes]:
+    """The files that the bundle lists beside those that it is made of, with their contents."""
+    listed = [name for name in bundle.manifest.files if name in NEW]
+    return {name: (bundle.path / name).read_bytes() for name in listed}
+
+
+class TestFilesBeside:
+    def test_they_are_listed_and_opened_with_the_bundle(self, folder):
+        bundle = open_bundle(folder)
+        assert (bundle.calibration, bundle.int8_model("cpu")) == (None, None)
+        result = replace_files(bundle, NEW)
+        assert result == open_bundle(folder)
+        assert beside(result) == NEW
+        assert (result.calibration, result.int8_model("cpu")) == (folder / TABLE, folder / GRAPH)
+        assert result.int8_model("tensorrt") is None
+        assert names(folder) == sorted([*FILES, TABLE, GRAPH])
+        assert dataclasses.replace(result.manifest, files={}) == MANIFEST
+        assert {name: result.manifest.files[name] for name in bundle.manifest.files} == bundle.manifest.files
+
+    def test_they_take_the_place_of_earlier_ones(self, folder):
+        first = replace_files(open_bundle(folder), OLD)
+        second = replace_files(first, {TABLE: NEW[TABLE]})
+        assert beside(open_bundle(folder)) == {TABLE: NEW[TABLE], GRAPH: OLD[GRAPH]}
+        assert beside(replace_files(second, NEW)) == NEW
+
+    @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "model.xml", "weights.safetensors", "golden.npz"])
+    def test_what_a_bundle_is_made_of_is_not_replaced(self, folder, name):
+        with pytest.raises(ValueError, match=f"'{name}'.* are written by write_bundle alone"):
+            replace_files(open_bundle(folder), {name: b"x", TABLE: b"y"})
+        assert names(folder) == FILES
+
+    def test_a_changed_one_is_found_out(self, folder):
+        replace_files(open_bundle(folder), NEW)
+        (folder / GRAPH).write_bytes(b"tampered")
+        with pytest.raises(BundleError, match=f"{GRAPH} is not the file that the manifest was written for"):
+            open_bundle(folder)
+
+    @pytest.mark.parametrize("before", [{}, OLD])
+    def test_a_bundle_that_was_replaced_meanwhile_gets_none(self, folder, before):
+        bundle = replace_files(open_bundle(folder), before)
+        write(folder, model=b"another", overwrite=True)
+        with pytest.raises(BundleError, match=r"m\.reid was replaced"):
+            replace_files(bundle, NEW)
+        assert beside(open_bundle(folder)) == {}
+
+    def test_a_measurement_that_was_recorded_meanwhile_is_kept(self, folder):
+        bundle = replace_files(open_bundle(folder), OLD)
+        record_accuracy(bundle, accuracy())
+        replace_files(bundle, NEW)
+        assert [a.dataset for a in open_bundle(folder).manifest.accuracy] == ["market"]
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+    @pytest.mark.parametrize("call", ["write_bytes", "replace"])
+    @pytest.mark.parametrize(("before", "step"), [({}, 1), ({}, 2), ({}, 3), (OLD, 1), (OLD, 2), (OLD, 3), (OLD, 4)])
+    def test_broken_off_at_any_step_it_opens(self, folder, monkeypatch, error, call, before, step):
+        bundle = replace_files(open_bundle(folder), before)
+        real, made = getattr(Path, call), []
+
+        def failing(self: Path, given: Any) -> Any:
+            made.append(self.name)
+            if len(made) == step:
+                if call == "write_bytes":
+                    real(self, given[:3])
+                raise error
+            return real(self, given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, call, failing)
+            with pytest.raises((OutputError, KeyboardInterrupt)):
+                replace_files(bundle, NEW)
+        assert len(made) == step
+        opened = open_bundle(folder)
+        assert beside(opened) == (before if step == 1 else {})
+        assert opened.model.read_bytes() == MODEL
+        assert set(names(folder)) <= {*FILES, TABLE, GRAPH}  # no temporary files
+        assert beside(replace_files(opened, NEW)) == NEW
+
+    def test_no_permission_leaves_what_there_was(self, folder):
+        bundle = replace_files(open_bundle(folder), OLD)
+        folder.chmod(0o555)
+        folder.parent.chmod(0o755)
+        with unprivileged(folder.parent), pytest.raises(OutputError, match="Permission denied"):
+            replace_files(bundle, NEW)
+        folder.chmod(0o755)
+        assert beside(open_bundle(folder)) == OLD

@@ -40,7 +40,6 @@ def test_it_is_readable_and_every_value_has_a_line():
     assert '    "backbone.conv1": [0.1, 1e-20, 3.0],' in lines
     assert '    {"name": "a/1.jpg", "sha256": "' + "c" * 64 + '"},' in lines
     assert json.loads(calibration_bytes(TABLE))["ranges"]["größe"] == {"low": 0.0, "high": 1e-30}
-    assert len(lines) == 1 + 8 + 3 * 4 - 0 + 4 - 2 + 1 or len(lines) < 40
 
 
 @pytest.mark.parametrize(
@@ -104,11 +103,9 @@ def changed(**values):
     ],
 )
 def test_hostile_values_are_named(values, text):
-    assert f"is not what this reidkit writes\n  got: {text}" in refused(changed(**values)).replace(
-        "The range of 'x' cannot be read\n  got: calibration", "calibration"
-    ).replace("The range of 'x' cannot be read\n  got: Missing", "Missing").replace(
-        "The range of 'x' cannot be read\n  got: Unknown", "Unknown"
-    )
+    message = refused(changed(**values))
+    assert "is not what this reidkit writes\n  got: " in message
+    assert text in message
 
 
 @pytest.mark.parametrize("schema", [0, 2, "1", True, 1.0, None, [[]]])

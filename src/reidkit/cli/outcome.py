@@ -90,7 +90,7 @@ def finish(
     cached: bool = True,
     overwrite: bool = False,
 ) -> Outcome:
-    """Exports a run, verifies, measures and describes it, saying what was written.
+    """Exports a run, quantises it where it was trained for that, verifies, measures and describes it.
 
     One thing that cannot be made costs none of the others, and never the checkpoint.
 
@@ -110,6 +110,8 @@ def finish(
         with _apart(f"{places.bundle} with its card", outcome):
             exported = _export(run, places.bundle, licence, overwrite=overwrite)
     if exported is not None:
+        with _apart("the graphs in eight bits", outcome):
+            exported = _quantized(run, exported, split)
         outcome.parities, passed = hold_engines(exported)
         if not passed:
             outcome.status = 1
@@ -145,6 +147,20 @@ def _export(run: Path, path: Path, licence: LicenceClass, *, overwrite: bool) ->
         exported = export_checkpoint(run, path, licence=licence, overwrite=overwrite)
     console.say(f"wrote {path}")
     return exported
+
+
+def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
+    """The bundle with graphs in eight bits, where the run was for those: the checkpoint has their ranges then."""
+    from reidkit.models.checkpoint import load_ranges
+    from reidkit.train.outcome import CHECKPOINT
+
+    ranges = load_ranges(run / CHECKPOINT)
+    if ranges is None:
+        return bundle
+    from reidkit.deploy.quantize.quantize import quantize_trained
+
+    with console.progress_bar("seeing what training did not round") as progress:
+        return quantize_trained(bundle, ranges, split, progress=progress)
 
 
 def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Report | None:

@@ -14,7 +14,6 @@ from reidkit.calibration import Range
 from reidkit.cli import console, options
 from reidkit.cli.outcome import finish, places_in
 from reidkit.cli.training_table import TrainingTable
-from reidkit.cli.verify import hold_engines, int8_engines
 from reidkit.data import load_split
 from reidkit.errors import ModelError
 from reidkit.imaging import available_cores
@@ -109,7 +108,6 @@ def train(
     variant: options.DataVariant = None,
 ) -> None:
     """Train a model on the training part of a data set; a verified bundle, its card and curves come of it."""
-    from reidkit.train.outcome import CHECKPOINT
     from reidkit.train.parallel import is_follower
     from reidkit.train.state import STATE
 
@@ -152,10 +150,6 @@ def train(
     if is_follower():
         return
     outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
-    if rounding is not None and places.bundle.exists() and outcome.status != 2:
-        faithful = _quantize_trained(out / CHECKPOINT, places.bundle, split)
-        if not faithful and not outcome.status:
-            raise typer.Exit(1)
     if outcome.status:
         raise typer.Exit(outcome.status)
 
@@ -219,23 +213,6 @@ def _rounding(bundle: Bundle, engine: EngineKind) -> Rounding:
     if bundle.calibration is not None:
         ranges = {names[value]: given for value, given in read_table(bundle).ranges.items() if value in names}
     return Rounding(engine, layers, ranges=ranges)
-
-
-def _quantize_trained(checkpoint: Path, path: Path, split: Split) -> bool:
-    """Makes the graphs in eight bits of a bundle that was trained for them, with the ranges of the training.
-
-    Returns:
-        Whether every engine that runs them passed verification.
-    """
-    from reidkit.deploy.quantize.quantize import quantize_trained
-    from reidkit.models.checkpoint import load_ranges
-
-    ranges = load_ranges(checkpoint)
-    assert ranges is not None
-    with console.progress_bar("calibrating what training did not round") as progress:
-        quantized = quantize_trained(open_bundle(path), ranges, split, progress=progress)
-    console.say(f"quantised {path}")
-    return hold_engines(quantized, int8_engines(quantized), precisions=["int8"])[1]
 
 
 def _saved_at(state: Path) -> int | None:

@@ -51,7 +51,7 @@ def in_order_of_choice(crops: Sequence[Crop], seed: int) -> list[Crop]:
     """All crops, any first part of which is spread over identities and cameras as evenly as they allow.
 
     Identities take turns, in an order drawn anew for each round; each gives a crop of that of its cameras which has
-    been taken least often so far.
+    been taken least often so far, of several such of the one that it has most of.
 
     Args:
         crops: to choose from; unknown identities and cameras count as one each.
@@ -73,7 +73,7 @@ def in_order_of_choice(crops: Sequence[Crop], seed: int) -> list[Crop]:
         identities = sorted(waiting)
         for place in rng.permutation(len(identities)):
             cameras = waiting[identities[place]]
-            camid = min(cameras, key=lambda camera: (taken.get(camera, 0), camera))
+            camid = min(cameras, key=lambda camera: (taken.get(camera, 0), -len(cameras[camera]), camera))
             order.append(cameras[camid].pop())
             taken[camid] = taken.get(camid, 0) + 1
             if not cameras[camid]:
