@@ -18,11 +18,12 @@ from reidkit.bundle import (
     file_sha256,
     open_bundle,
     record_accuracy,
+    record_latency,
     replace_files,
     write_bundle,
 )
 from reidkit.errors import BundleError, ConfigError, InputError, OutputError
-from reidkit.manifest import Accuracy, Embedding, Manifest, Provenance
+from reidkit.manifest import Accuracy, Embedding, Latency, Manifest, Provenance
 from reidkit.types import InputSpec
 from small_bundle import CROPS, EMBEDDINGS, FILES, GOLDEN, MANIFEST, MODEL, WEIGHTS, names, put, write
 
@@ -332,7 +333,7 @@ class TestAccuracy:
     def test_a_bundle_that_was_replaced_meanwhile_is_not_praised(self, folder):
         bundle = open_bundle(folder)
         write(folder, model=b"another", overwrite=True)
-        with pytest.raises(BundleError, match=r"m\.reid was replaced while it was measured\n  to do: measure it again"):
+        with pytest.raises(BundleError, match=r"m\.reid was replaced since it was opened\n  to do: do it again"):
             record_accuracy(bundle, accuracy())
         assert open_bundle(folder).manifest.accuracy == ()
 
@@ -377,6 +378,17 @@ class TestFilesBeside:
         assert beside(open_bundle(folder)) == {TABLE: NEW[TABLE], GRAPH: OLD[GRAPH]}
         assert beside(replace_files(second, NEW)) == NEW
 
+    def test_what_was_measured_of_the_old_ones_falls_away(self, folder):
+        bundle = open_bundle(folder)
+        for precision in ("float32", "int8"):
+            bundle = record_accuracy(bundle, dataclasses.replace(ACCURACY, precision=precision))
+            row = Latency("onnxruntime", precision, "cpu", "2 cores", 1, False, 1.0, 2.0, 1000.0, 5)
+            bundle = record_latency(bundle, [row])
+        kept = replace_files(bundle, OLD).manifest
+        assert [row.precision for row in (*kept.accuracy, *kept.latency)] == ["float32", "int8"] * 2
+        left = replace_files(open_bundle(folder), NEW, stale="int8").manifest
+        assert [row.precision for row in (*left.accuracy, *left.latency)] == ["float32"] * 2
+
     @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "model.xml", "weights.safetensors", "golden.npz"])
     def test_what_a_bundle_is_made_of_is_not_replaced(self, folder, name):
         with pytest.raises(ValueError, match=f"'{name}'.* are written by write_bundle alone"):
@@ -403,8 +415,10 @@ class TestFilesBeside:
         replace_files(bundle, NEW)
         assert [a.dataset for a in open_bundle(folder).manifest.accuracy] == ["market"]
 
-    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
-    @pytest.mark.parametrize("call", ["write_bytes", "replace"])
+    @pytest.mark.parametrize(
+        ("call", "error"),
+        [("write_bytes", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), ("replace", KeyboardInterrupt())],
+    )
     @pytest.mark.parametrize(("before", "step"), [({}, 1), ({}, 2), ({}, 3), (OLD, 1), (OLD, 2), (OLD, 3), (OLD, 4)])
     def test_broken_off_at_any_step_it_opens(self, folder, monkeypatch, error, call, before, step):
         bundle = replace_files(open_bundle(folder), before)

@@ -29,6 +29,7 @@ from jaxtyping import Float32, UInt8
 from reidkit.atomic import check_free, output_directory, output_file
 from reidkit.errors import BundleError, InputError
 from reidkit.manifest import Accuracy, Latency, Manifest, manifest_bytes, parse_manifest
+from reidkit.types import Precision
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -231,7 +232,9 @@ def _record(bundle: Bundle, add: Callable[[Manifest], Manifest]) -> Bundle:
     # Read again: another measurement may have been recorded while this one was made.
     current = _read_manifest(bundle.path / MANIFEST)
     if current.files != bundle.manifest.files:
-        raise BundleError(f"{bundle.path} was replaced while it was measured", fix="measure it again")
+        raise BundleError(
+            f"{bundle.path} was replaced since it was opened", fix="do it again: this was not of what is there now"
+        )
     manifest = add(current)
     data = manifest_bytes(manifest)
     with output_file(bundle.path / MANIFEST) as temporary:
@@ -239,7 +242,7 @@ def _record(bundle: Bundle, add: Callable[[Manifest], Manifest]) -> Bundle:
     return replace(bundle, manifest=manifest)
 
 
-def replace_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
+def replace_files(bundle: Bundle, files: Mapping[str, bytes], *, stale: Precision | None = None) -> Bundle:
     """Puts files beside the others of a bundle, in place of those of the same name.
 
     At whatever moment this breaks off, the bundle can be opened: with the old ones, without any, or with the new ones.
@@ -247,6 +250,7 @@ def replace_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
     Args:
         bundle: an open bundle.
         files: contents by name; none of model, weights and golden embeddings, which are what it is.
+        stale: what was measured in this precision was of the old files, and falls away.
 
     Raises:
         BundleError: the bundle was replaced since it was opened.
@@ -257,7 +261,10 @@ def replace_files(bundle: Bundle, files: Mapping[str, bytes]) -> Bundle:
 
     def listed(digests: Mapping[str, str]) -> Callable[[Manifest], Manifest]:
         return lambda current: replace(
-            current, files={**{name: digest for name, digest in current.files.items() if name not in files}, **digests}
+            current,
+            files={**{name: digest for name, digest in current.files.items() if name not in files}, **digests},
+            accuracy=tuple(row for row in current.accuracy if row.precision != stale),
+            latency=tuple(row for row in current.latency if row.precision != stale),
         )
 
     if not bundle.manifest.files.keys().isdisjoint(files):

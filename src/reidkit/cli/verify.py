@@ -181,14 +181,13 @@ def _runtime_of(row: Parity) -> RuntimeName:
 
 
 def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split, reference: Way) -> None:
-    columns = ("engine", "min cosine", "mean", "mAP", "change", "rank-1", "top 10", "")
-    table = console.table(f"{split.name}, beside {reference.in_words()}", *columns, numbers=7)
+    columns = ("engine", "min cosine", "mean", "change of mAP", "of rank-1", "top 10", "")
+    table = console.table(f"{split.name}, beside {reference.in_words()}", *columns, numbers=6)
     for way, agreement in agreements:
         table.add_row(
             way.in_words(),
             f"{agreement.min_cosine:.6f}",
             f"{agreement.mean_cosine:.6f}",
-            f"{100 * agreement.mean_ap[1]:.2f}",
             _in_points(agreement.change),
             _in_points(agreement.rank1),
             f"{100 * agreement.top:.2f}",
@@ -198,7 +197,7 @@ def _print_agreements(agreements: Sequence[tuple[Way, Agreement]], split: Split,
     if agreements:
         agreement = agreements[0][1]
         console.say(
-            f"Cosines over {agreement.crops:,} crops; changes of mAP and rank-1 in points, with 95 % intervals. mAP of "
+            f"Cosines over {agreement.crops:,} crops; changes in percentage points, with 95 % intervals. mAP of "
             f"the reference: {100 * agreement.mean_ap[0]:.2f}; {100 * agreement.max_drop:g} points may be lost. "
             "Top 10: the same crops found, in percent."
         )

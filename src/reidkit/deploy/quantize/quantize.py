@@ -35,7 +35,7 @@ def quantize(bundle: Bundle, table: Calibration) -> Bundle:
     files = {name: _serialized(model, kind, table) for kind, name in INT8_MODELS.items()}
     files[CALIBRATION] = calibration_bytes(table)
     files[CALIBRATION_CACHE] = calibration_cache(table)
-    return replace_files(bundle, files)
+    return replace_files(bundle, files, stale="int8")
 
 
 def read_table(bundle: Bundle) -> Calibration:

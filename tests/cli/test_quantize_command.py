@@ -1,0 +1,136 @@
+"""`reid quantize`: what it says, writes and refuses; what the other commands then make of the bundle."""
+
+import json
+import shutil
+
+import pytest
+
+from reidkit.bundle import open_bundle
+from reidkit.calibration import parse_calibration
+from reidkit.deploy import verify
+
+
+@pytest.fixture
+def _tolerant(monkeypatch):
+    """Instance normalisation over the two positions of the tiny model's maps makes rounding large."""
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(10.0, -1.0))
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
+
+
+def table_of(bundle):
+    path = open_bundle(bundle).calibration
+    assert path is not None
+    return parse_calibration(path.read_bytes(), source=str(path))
+
+
+@pytest.mark.usefixtures("_tolerant")
+def test_a_bundle_is_quantised_and_every_command_knows_it(run, bundle, market):
+    status, out, err = run("quantize", bundle, "--calibration", market, "--images", 8)
+    assert status == 0, err
+    assert "ranges seen on 8 pictures of market1501 market, train" in out
+    assert "8 pictures show little of what values can be; 512 are usual" in " ".join(err.split())
+    assert out.count("passed") == 2
+    table = table_of(bundle)
+    assert (table.method, table.source, len(table.pictures), table.floats) == ("minmax", "train", 8, ())
+    assert all(picture.name.startswith("bounding_box_train/") for picture in table.pictures)
+
+    # The same table with a layer in float: no picture is looked at again.
+    status, out, err = run("quantize", bundle, "--keep-float", "backbone.conv1")
+    assert status == 0, err
+    assert "in float: backbone.conv1" in out
+    assert table_of(bundle).pictures == table.pictures
+    assert table_of(bundle).floats == ("backbone.conv1",)
+
+    status, out, _ = run("info", bundle)
+    assert "minmax, of 8 pictures of market1501 market (train)" in " ".join(out.split())
+    status, out, err = run("bench", bundle, "--runtime", "onnxruntime", "--seconds", 0, "--batch", 1)
+    assert status == 0, err
+    assert out.count("int8") == 2
+    status, out, err = run("verify", bundle, "--runtime", "onnxruntime", "--data", market, "--max-map-drop", 100)
+    assert status == 0, err
+    assert "onnxruntime int8" in out
+    assert "flattered" not in err
+
+
+@pytest.mark.usefixtures("_tolerant")
+def test_pictures_to_test_on_are_taken_when_asked_for_and_that_is_said_each_time(run, bundle, market, tmp_path):
+    command = ("quantize", bundle, "--calibration", market, "--subset", "gallery", "--method", "percentile")
+    status, _, err = run(*command, "--percentile", 99.9, "--seed", 3)
+    assert status == 0, err
+    assert "accuracy that is measured on them is of pictures that were seen" in " ".join(err.split())
+    assert (table_of(bundle).source, table_of(bundle).percentile, table_of(bundle).seed) == ("gallery", 99.9, 3)
+    command = ("verify", bundle, "--runtime", "onnxruntime", "--precision", "int8", "--max-map-drop", 100)
+    status, _, err = run(*command, "--data", market)
+    assert "calibrated on 7 of these pictures: what is measured on them is flattered" in " ".join(err.split())
+    status, _, _ = run("card", bundle, "--out", tmp_path / "card")
+    assert status == 0
+    card = (tmp_path / "card.md").read_text()
+    assert "percentile 99.9, of" in card
+    assert "Those are pictures to test on" in card
+
+
+@pytest.mark.usefixtures("_tolerant")
+def test_a_plain_folder_will_do(run, bundle, market):
+    status, out, err = run("quantize", bundle, "--calibration", market / "bounding_box_train", "--method", "mse")
+    assert status == 0, err
+    assert "12 pictures of folder bounding_box_train, folder" in out
+    assert table_of(bundle).source == "folder"
+
+
+def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch):
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
+    status, out, _ = run("quantize", bundle, "--calibration", market)
+    assert status == 1
+    assert out.count("FAILED") == 2
+
+
+@pytest.mark.usefixtures("_tolerant")
+def test_the_fewest_layers_are_found(run, bundle, market, tmp_path):
+    command = ("quantize", bundle, "--calibration", market, "--search", "--data", market, "--max-map-drop", 100)
+    status, out, err = run(*command, "--plot", tmp_path / "blocks.png")
+    assert status == 0, err
+    assert "backbone.layer1.0" in out
+    assert "no layer has to stay float" in out
+    assert (tmp_path / "blocks.png").read_bytes().startswith(b"\x89PNG")
+    assert table_of(bundle).floats == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([], "was not quantised"),
+        (["--images", "8", "--seed", "0"], "--images, --seed would change nothing without --calibration"),
+        (["--calibration", "MARKET", "--percentile", "99"], "--percentile would change nothing of --method minmax"),
+        (["--calibration", "MARKET", "--method", "percentile", "--percentile", "40"], "The percentile is out of range"),
+        (["--calibration", "MARKET", "--images", "1"], "Too few images to calibrate with"),
+        (["--calibration", "nowhere"], "nowhere"),
+        (["--calibration", "MARKET", "--keep-float", "backbone.conv9"], "no such layer to keep in float"),
+        (["--calibration", "MARKET", "--search"], "--search measures on a data set"),
+        (["--calibration", "MARKET", "--data", "MARKET"], "--data would change nothing without --search"),
+        (["--calibration", "MARKET/query", "--subset", "query"], "is no data set, and has no subsets"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_bundle_stays(run, bundle, market, given, text):
+    before = json.loads((bundle / "manifest.json").read_text())
+    status, _, err = run("quantize", bundle, *(word.replace("MARKET", str(market)) for word in given))
+    assert status == 2
+    assert text in " ".join(err.split())
+    assert json.loads((bundle / "manifest.json").read_text()) == before
+
+
+def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(10.0, -1.0))
+    broken = shutil.copytree(market / "bounding_box_train", tmp_path / "crops")
+    first = sorted(broken.iterdir())[0]
+    first.write_bytes(b"no picture")
+    status, _, err = run("quantize", bundle, "--calibration", broken)
+    assert status == 2
+    assert first.name in err
+    status, out, err = run("quantize", bundle, "--calibration", broken, "--skip-unreadable")
+    assert status == 0, err
+    assert "ranges seen on 11 pictures" in out
+    assert first.name in err
