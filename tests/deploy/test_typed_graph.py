@@ -538,3 +538,43 @@ def test_deviations_whose_square_float16_does_not_hold():
     assert np.isfinite(got).all()
     # What is held in float16 is off by 2**-11 of itself.
     np.testing.assert_allclose(got[:, :2], run(model, x)[:, :2], rtol=0.02, atol=0.02)
+
+
+def test_pairs_of_ours_stay_and_take_the_type_of_their_maps():
+    """A weight's step that float16 does not hold stays above 0, and the integers are those of the pair."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    weight[1] *= 1e-9
+    steps = (np.abs(weight).max((1, 2, 3)) / 127).astype(np.float32)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["xq"], "xq"),
+        helper.make_node("DequantizeLinear", ["xq", "step", "zero"], ["xd"], "xd"),
+        helper.make_node("QuantizeLinear", ["w", "steps", "zeros"], ["wq"], "wq", axis=0),
+        helper.make_node("DequantizeLinear", ["wq", "steps", "zeros"], ["wd"], "wd", axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], "y"),
+        helper.make_node("GlobalAveragePool", ["y"], ["p"], "p"),
+        helper.make_node("Flatten", ["p"], ["embeddings"], "embeddings"),
+    ]
+    constants = {"w": weight, "steps": steps, "zeros": np.zeros(4, np.int8), "zero": np.array(0, np.int8)}
+    constants["step"] = np.array(2.0**-6, np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "pairs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    result = typed_graph(model, "float16", rounded_by_us=True)
+    onnx.checker.check_model(result, full_check=True)
+    assert [node.op_type for node in result.graph.node].count("QuantizeLinear") == 1
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    stored = next(node for node in result.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in arrays)
+    integers, scales = arrays[stored.input[0]], arrays[stored.input[1]]
+    expected = np.rint(weight / np.maximum(steps, 2.0**-24)[:, None, None, None])
+    np.testing.assert_array_equal(integers, expected)
+    assert scales.dtype == np.float16
+    assert (scales > 0).all()
+    assert value_types(result)["y"] == "float16"
+    with pytest.raises(ModelError, match="The graph has types of its own"):
+        typed_graph(model, "float16")

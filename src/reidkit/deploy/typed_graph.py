@@ -59,6 +59,7 @@ _PARTS = frozenset({
 """Float32, and so is what follows; all other operators not listed above are float32 and give back what they got."""
 # fmt: on
 _ROUND_IN_LOW_TYPES = 19  # the first opset whose pairs of Q and DQ take float16
+_LEAST_FLOAT16 = np.float32(2.0**-24)
 
 _TOLD = frozenset({"Shape", "Size"})  # take any type
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
@@ -172,13 +173,15 @@ def _store_rounded_weights(graph: onnx.GraphProto) -> None:
         step, zero = links.array(node.input[1]), links.array(node.input[2])
         assert step is not None
         assert zero is not None
+        step = np.maximum(step, _LEAST_FLOAT16)  # a channel of next to no weights, whose step would become 0
+        told = links.add_constant(step, node.input[1])
         sides = [1] * weight.ndim
         sides[attribute(node, "axis", 1)] = -1
         limits = np.iinfo(zero.dtype)
         integers = np.rint(weight / step.reshape(sides)) + zero.reshape(sides)
         stored = links.add_constant(np.clip(integers, limits.min, limits.max).astype(zero.dtype), node.output[0])
         for reader in links.readers[node.output[0]]:
-            reader.input[:] = [stored if name == node.output[0] else name for name in reader.input]
+            reader.input[:2] = stored, told
     replace_all(graph.node, nodes)
     drop_unused(graph)
 
