@@ -35,6 +35,7 @@ SHORTER = {
     # Runs whose export would take longer than they do: there is one that is exported.
     "staged": ["--set", "before.optim.epochs=0.2", "--no-bundle"],
     "student": ["--no-bundle"],
+    "qat-cpu": ["--set", "batches.identities=8"],
     "--max-map-drop": ["--max-map-drop", "100"],  # of so few people one says little
     "pretrained": ["--no-bundle"],
 }

@@ -5,12 +5,12 @@
     weights.safetensors   the float32 weights under their canonical names, when the architecture is known
     golden.npz            `crops` and the `embeddings` that the source framework gave for them
 
-A network that came as OpenVINO IR has `model.xml` and `model.bin` in place of `model.onnx`, which take and give the
-same.
-
 and, once it is quantised (`reid quantize`), the table of ranges, the graphs made from it, and TensorRT's own table:
 
     calibration.json   model.int8-cpu.onnx   model.int8-tensorrt.onnx   calibration.cache
+
+A network that came as OpenVINO IR has `model.xml` and `model.bin` in place of `model.onnx`, which take and give the
+same.
 
 A bundle is written whole or not at all, and opened whole or not at all: every file is checked against its hash, the
 manifest against its own.

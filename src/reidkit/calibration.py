@@ -5,7 +5,6 @@ takes, and of which pictures that was learned. The graphs for the engines are ma
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from reidkit.errors import BundleError, ConfigError, require_one_of
 
 SCHEMA = 1
 
+_MOST = (2 - 2.0**-23) * 2.0**127  # of float32
 _LONG = 400  # characters of what somebody else wrote, in a message
 
 Method = Literal["minmax", "entropy", "percentile", "mse", "qat"]
@@ -37,7 +37,7 @@ class Range:
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= 0 <= self.high):
+        if not -_MOST <= self.low <= 0 <= self.high <= _MOST:  # a NaN is not, either
             raise ConfigError(
                 "A range cannot be this", got=f"{self.low} to {self.high}", expected="finite numbers around 0"
             )
@@ -111,8 +111,13 @@ class Calibration:
     def __post_init__(self) -> None:
         require_one_of("calibration method", self.method, get_args(Method))
         require_one_of("source of pictures", self.source, get_args(Source))
+        if self.seed < 0:
+            raise ConfigError("A seed cannot be this", got=self.seed, expected="0 or above")
+        for name in (*self.ranges, *self.scales):
+            if not name.isprintable():  # each is a line of TensorRT's own table
+                raise ConfigError("A value or layer cannot be called this", got=repr(name)[:_LONG])
         for layer, steps in self.scales.items():
-            if not steps or not all(0 < step < math.inf for step in steps):
+            if not steps or not all(0 < step <= _MOST for step in steps):
                 raise ConfigError(f"The steps of {layer} cannot be this", got=list(steps)[:5], expected="above 0")
 
 

@@ -6,10 +6,13 @@ import sys
 import numpy as np
 import openvino
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 
 from osnet_bundle import write_osnet
 from reidkit.bundle import Golden, write_bundle
+from reidkit.export import torch_export, weights_file
 from reidkit.manifest import Embedding, Manifest
 from reidkit.types import InputSpec
 
@@ -54,6 +57,25 @@ def test_a_run_is_made_a_bundle_first(run, tmp_path):
         words = " ".join(err.split())
         assert "Caffe files are written from a bundle" in words
         assert f"to do: reid export {source} --out people.reid, then export that" in words
+
+
+@pytest.mark.parametrize(("name", "made"), [("bits.reid", "OUT"), ("bits.wts", "BUNDLE"), ("bits.safetensors", None)])
+def test_what_a_run_in_eight_bits_has_learned_is_not_lost_in_silence(run, tmp_path, monkeypatch, name, made):
+    for module, function in ((torch_export, "export_checkpoint"), (weights_file, "export_weights")):
+        monkeypatch.setattr(module, function, lambda *_, **__: None)
+    ranges = {"reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}'}
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", ranges)
+    out = tmp_path / name
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        status, _, err = run("export", source, "--out", out)
+        assert status == 0
+        bundle = out if made == "OUT" else made
+        advice = f"`reid quantize {bundle} --ranges {source} --calibration DATA` makes the graphs in eight"
+        said = f"warning: {source} was trained for eight bits, and {name} is in floats: {advice}"
+        assert (said in " ".join(err.split())) == (made is not None)
+        assert err.count("warning") == (made is not None)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert "warning" not in run("export", tmp_path, "--out", out)[2]
 
 
 @pytest.mark.parametrize("name", ["x.prototxt", "x.wts", "x.xml"])

@@ -318,6 +318,18 @@ def test_int8_is_of_bundles_that_were_quantised_and_by_parser_alone(bundle, play
     assert stored(bundle) == []
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_nothing_is_built_of_a_graph_that_was_quantised_elsewhere(foreign, play, precision):
+    play("10.9.0")
+    rounded = replace(foreign, manifest=replace(foreign.manifest, precision="int8"))
+    text = (
+        r"builds nothing from foreign\.reid, whose own graph was quantised elsewhere[\s\S]*to do: import the float net"
+    )
+    with pytest.raises(ModelError, match=text):
+        build_engine(rounded, precision=precision)
+    assert stored(foreign) == []
+
+
 def test_an_option_that_a_version_lacks(bundle, play):
     play("8.6.0")
     with pytest.raises(RuntimeMissing, match=r"tensorrt 8\.6\.0 builds no weight-stripped engines\n  to do: leave"):

@@ -153,6 +153,23 @@ def test_batches_that_cannot_be(bundle, batches):
         choose(bundle, batches=batches, device="cpu")
 
 
+def lower_graph(bundle, folder, precision):
+    """The same graph, of which the manifest says that it computes in another precision by itself."""
+    manifest = replace(bundle.manifest, architecture=None, precision=precision)
+    return write_bundle(folder, manifest, model=bundle.model.read_bytes(), golden=bundle.golden(), weights=None)
+
+
+@pytest.mark.parametrize("own", ["float16", "int8"])
+def test_a_graph_that_is_lower_by_itself_runs_in_that(bundle, tmp_path, monkeypatch, own):
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], library="openvino_that_is_not_here"))
+    lower = lower_graph(bundle, tmp_path / "b.reid", own)
+    chosen = choose(lower, batches=[1], device="cpu", seconds=0.0)
+    assert (chosen.winners, chosen.choice.precision) == ((Way("onnxruntime", own),), own)
+    asked = choose(lower, precision="float32", batches=[1], device="cpu", seconds=0.0)
+    assert (asked.winners, asked.choice.precision) == ((Way("onnxruntime", own),), "float32")
+    assert reasons(asked)["onnxruntime float32"] == "onnxruntime does not run this bundle in float32 here"
+
+
 # On a card that is made up
 
 NETWORK, PARSER = Way("tensorrt", "float16", "network"), Way("tensorrt", "float16", "parser")
@@ -202,6 +219,13 @@ def test_float32_where_nothing_passes_in_what_was_asked_for(bundle, card):
     assert len(card.built) == 4
     assert reasons(chosen)["tensorrt float16 by parser"].startswith("it fails verification: max rel 1.0e-01 where 0.02")
     assert chosen.choice.precision == "float16"
+
+
+def test_on_a_card_a_graph_in_bfloat16_is_not_tried_in_float16(bundle, card, tmp_path):
+    card.engines[Way("tensorrt", "bfloat16", "parser")] = {}
+    chosen = choose(lower_graph(bundle, tmp_path / "b.reid", "bfloat16"), batches=[1], device="cuda", seconds=0.0)
+    assert chosen.winners == (Way("tensorrt", "bfloat16", "parser"),)
+    assert {precision for _, precision, *_ in card.built} == {"bfloat16"}
 
 
 def test_one_that_cannot_be_built_is_listed(bundle, card, monkeypatch):

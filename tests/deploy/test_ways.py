@@ -2,6 +2,7 @@
 
 import pytest
 
+from reidkit.bundle import INT8_MODELS, replace_files
 from reidkit.deploy.ways import Way, ways_of
 from reidkit.errors import RuntimeMissing
 from reidkit.runtime.engine_facts import EngineFacts, Profile, graph_digest
@@ -42,6 +43,13 @@ def test_what_was_not_built_stays_in_the_list_so_that_opening_it_says_so(bundle)
         Way("tensorrt", "bfloat16"),
         Way("tensorrt-rtx", "bfloat16"),
     ]
+
+
+def test_int8_on_a_processor_however_its_name_is_written(tmp_path):
+    quantized = replace_files(write(tmp_path / "b.reid"), {INT8_MODELS["cpu"]: b"a quantised graph"})
+    both = [Way("openvino"), Way("openvino", "int8")]
+    assert [ways_of(quantized, ["openvino"], device=name) for name in (None, "cpu", "CPU")] == [both] * 3
+    assert ways_of(quantized, ["openvino"], device="GPU") == [Way("openvino")]
 
 
 def test_a_way_in_words():

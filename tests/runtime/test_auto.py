@@ -127,7 +127,7 @@ def test_what_was_chosen_for_something_else(make_bundle, change):
 @pytest.mark.parametrize(
     ("pick", "reason"),
     [
-        (Pick(None, "openvino", "float32", None, "ab" * 32), "it was built again since"),
+        (Pick(None, "openvino", "float32", None, "ab" * 32), "it was built or quantised again since"),
         (Pick(None, "auto", "float32"), "no engine is called auto"),
         (Pick(None, "pytorch", "float32"), "is a foreign graph without named weights"),
         (Pick(None, "openvino", "float16"), "openvino does not run this bundle in float16 here"),
@@ -139,7 +139,19 @@ def test_what_cannot_be_opened_any_more(make_bundle, pick, reason):
     with pytest.raises(RuntimeMissing, match=r"What was fastest for mean\.reid cannot be opened any more") as caught:
         load(bundle, "auto", device="cpu")
     assert reason in str(caught.value.got)
-    assert caught.value.fix == f"reid build {bundle.path} --runtime auto --device cpu"
+    assert caught.value.fix == f"reid build {bundle.path} --runtime auto --device cpu --precision float32"
+
+
+def test_a_choice_in_int8_is_made_again_in_int8(make_bundle):
+    bundle = make_bundle()
+    command = f"reid build {bundle.path} --runtime auto --device cpu --precision int8"
+    with pytest.raises(RuntimeMissing, match="It was not yet found out") as caught:
+        load(bundle, "auto", device="cpu", precision="int8")
+    assert caught.value.fix == command
+    choose(bundle, Pick(None, "openvino", "int8", None, "ab" * 32), precision="int8")
+    with pytest.raises(RuntimeMissing, match="cannot be opened any more: openvino in int8") as caught:
+        load(bundle, "auto", device="cpu")  # its quantised graph is gone
+    assert caught.value.fix == command
 
 
 def test_a_card_without_memory_is_no_reason_to_choose_again(make_bundle, monkeypatch):

@@ -15,10 +15,10 @@ from reidkit.runtime.flavour import Flavour, open_flavour
 @pytest.mark.parametrize(
     ("runtime", "version", "typed", "precisions", "card"),
     [
-        ("tensorrt", "8.6.0", False, ("float32", "tf32", "float16"), True),
-        ("tensorrt", "10.9.0.34", True, ("float32", "tf32", "float16", "bfloat16"), True),
-        ("tensorrt", "11.0.0", True, ("float32", "tf32", "float16", "bfloat16"), True),
-        ("tensorrt-rtx", "1.7.1.116", True, ("float32", "tf32", "float16", "bfloat16"), False),
+        ("tensorrt", "8.6.0", False, ("float32", "tf32", "float16", "int8"), True),
+        ("tensorrt", "10.9.0.34", True, ("float32", "tf32", "float16", "bfloat16", "int8"), True),
+        ("tensorrt", "11.0.0", True, ("float32", "tf32", "float16", "bfloat16", "int8"), True),
+        ("tensorrt-rtx", "1.7.1.116", True, ("float32", "tf32", "float16", "bfloat16", "int8"), False),
     ],
 )
 def test_what_a_version_is(runtime, version, typed, precisions, card):

@@ -343,6 +343,22 @@ def test_for_throughput_a_call_is_cut_into_pieces(make_bundle, hint, batch, piec
         assert embedder.embed(CROPS[:0]).shape == (0, 3)
 
 
+def test_pieces_are_whole_batches_and_none_is_empty(make_bundle, monkeypatch):
+    bundle = make_bundle(batch=4)
+    spec = load(bundle, "openvino").spec
+    run, pieces = OpenVinoEmbedder._run, []
+    monkeypatch.setattr(OpenVinoEmbedder, "_run", lambda self, crops: pieces.append(len(crops)) or run(self, crops))
+    with as_installed():
+        embedder = OpenVinoEmbedder(
+            Compiled(openvino.Core().compile_model(str(bundle.model), "CPU")), spec, "throughput"
+        )
+        for count, expected in ((5, [1, 4]), (9, [1, 4, 4]), (14, [4, 4, 6])):
+            crops = np.random.default_rng(count).integers(0, 256, (count, 4, 2, 3), dtype=np.uint8)
+            np.testing.assert_allclose(embedder.embed(crops), crops.mean(axis=(1, 2)), rtol=1e-5)
+            assert sorted(pieces) == expected
+            pieces.clear()
+
+
 def test_calls_of_several_threads_share_the_requests(make_bundle):
     embedder = load(make_bundle(), "openvino", hint="throughput")
     every = np.random.default_rng(1).integers(0, 256, (12, 30, 4, 2, 3), dtype=np.uint8)

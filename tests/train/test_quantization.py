@@ -180,6 +180,34 @@ def test_it_needs_the_places_of_its_own_engine(split, bundle, tmp_path):
             learn(split, bundle, tmp_path / "run", rounding=rounding)
 
 
+def test_a_recipe_for_floats_has_no_use_for_places(split, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"trains in floats[\s\S]*got: rounding as of tensorrt\n[\s\S]*leave `rounding` out"
+    ):
+        train(split, RECIPE, tmp_path / "run", rounding=tiny_rounding())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "got", "expected"),
+    [
+        ({"height": 48}, r"input\.height = 48", r"input\.height = 32"),
+        (
+            {"resize": "bilinear", "color": "bgr"},
+            r"input\.resize = bilinear, input\.color = bgr",
+            r"input\.resize = bicubic, input\.color = rgb",
+        ),
+        ({"std": (1.0, 1.0, 1.0)}, r"input\.std = \[1\.0, 1\.0, 1\.0\]", r"input\.std = \[0\.229, 0\.224, 0\.225\]"),
+    ],
+)
+def test_another_input_than_the_bundles(split, bundle, tmp_path, changes, got, expected):
+    recipe = replace(BITS, input=replace(BITS.input, **changes))
+    with pytest.raises(
+        ConfigError, match=rf"float\.reid\n  got: {got}\n  expected: {expected}\n  to do: leave \[input\] out"
+    ):
+        learn(split, bundle, tmp_path / "run", recipe)
+
+
 def test_another_network_than_the_bundles(split, bundle, tmp_path):
     recipe = replace(BITS, model=replace(TINY, backbone=ResNetSpec(ibn="none")))
     with pytest.raises(

@@ -16,6 +16,7 @@ from torch import nn
 from reidkit.config import to_dict
 from reidkit.errors import OutputError, TrainingError
 from reidkit.train import state as state_module
+from reidkit.train.quantization import Quantization
 from reidkit.train.recipe import Recipe
 from reidkit.train.settings import Optim
 from reidkit.train.state import RunState, check_same, data_digest, load_state, random_states, restore_random, save_state
@@ -292,11 +293,20 @@ def test_another_recipe_of_another_reidkit(state):
         check_same(replace(state, recipe=was), RECIPE, DATA)
 
 
+def test_a_key_that_an_older_reidkit_did_not_know_is_none(state):
+    was = {key: value for key, value in state.recipe.items() if key != "quantization"}
+    assert was.keys() < state.recipe.keys()
+    check_same(replace(state, recipe=was), RECIPE, DATA)
+    with pytest.raises(TrainingError, match=r"got: quantization = \{.*\} \(the run: absent\)"):
+        check_same(replace(state, recipe=was), replace(RECIPE, quantization=Quantization()), DATA)
+
+
 def test_a_recipe_with_nothing_in_common_is_not_listed_whole(state):
     was = {f"key{i}": i for i in range(30)}
     with pytest.raises(TrainingError) as caught:
         check_same(replace(state, recipe=was), RECIPE, DATA)
-    assert caught.value.got.endswith(f"; and {30 + len(state.recipe) - 12} more")
+    said = [key for key, value in state.recipe.items() if value is not None]
+    assert caught.value.got.endswith(f"; and {30 + len(said) - 12} more")
     assert caught.value.got.count("; ") == 12
 
 

@@ -32,7 +32,11 @@ def build(
     ] = "tensorrt",
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="fp32, tf32, fp16 or bf16 (default: fp16; of auto on a processor: fp32)."),
+        typer.Option(
+            "--precision",
+            help="fp32, tf32, fp16, bf16, or int8 of a quantised bundle (default: fp16; of auto, the graph's own where "
+            "that is not fp32, and fp32 on a processor).",
+        ),
     ] = None,
     via: Annotated[
         Via | None,

@@ -186,7 +186,7 @@ def print_reports(reports: Sequence[Report]) -> None:
         values = [report.cmc(rank) for rank in ranks] + [report.mean_ap]
         table.add_row(
             *(console.escape(text) for text in (report.embedded.model, report.dataset)),
-            *(report.embedded.runtime or "", report.embedded.tta),
+            *(_engine(report), report.embedded.tta),
             *(f"{100 * value:.2f}" for value in values),
             f"{100 * low:.1f}-{100 * high:.1f}",
             f"{100 * report.mean_inp:.2f}",
@@ -200,6 +200,16 @@ def print_reports(reports: Sequence[Report]) -> None:
         console.say(f"Distances refined: {refinement}.")
     _print_rates(reports)
     _print_matrix(reports)
+
+
+def engine_words(runtime: str, precision: str) -> str:
+    """An engine, and its arithmetic where that is not the usual one: "onnxruntime int8"."""
+    return runtime if precision in ("float32", UNKNOWN) else f"{runtime} {precision}"
+
+
+def _engine(report: Report) -> str:
+    by = report.embedded
+    return "" if by.runtime is None else engine_words(by.runtime, by.precision or UNKNOWN)
 
 
 def _print_rates(reports: Sequence[Report]) -> None:
@@ -216,7 +226,7 @@ def _print_rates(reports: Sequence[Report]) -> None:
     for report, rates in found:
         table.add_row(
             *(console.escape(text) for text in (report.embedded.model, report.dataset)),
-            report.embedded.runtime or "",
+            _engine(report),
             *(f"{100 * tpr:.2f}" for tpr in rates.values()),
         )
     console.out.print(table)
@@ -246,7 +256,7 @@ def _print_spread(reports: Sequence[Report]) -> None:
     for report in reports:
         if report.draws > 1:
             spread = ", ".join(f"{measure} {100 * value:.2f}" for measure, value in report.spread().items())
-            engine = "" if report.embedded.runtime is None else f" with {report.embedded.runtime}"
+            engine = f" with {_engine(report)}" if _engine(report) else ""
             console.say(
                 f"Standard deviation over the {report.draws} draws, in percent, "
                 f"{report.embedded.model}{engine} on {report.dataset}: {spread}."
@@ -255,15 +265,15 @@ def _print_spread(reports: Sequence[Report]) -> None:
 
 def _print_matrix(reports: Sequence[Report]) -> None:
     """MAP of every model on every data set, where there are several of both."""
-    models = list(dict.fromkeys((report.embedded.model, report.embedded.runtime) for report in reports))
+    models = list(dict.fromkeys((report.embedded.model, _engine(report)) for report in reports))
     sets = list(dict.fromkeys(report.dataset for report in reports))
     if len({model for model, _ in models}) < 2 or len(sets) < 2:
         return
-    found = {(report.embedded.model, report.embedded.runtime, report.dataset): report.mean_ap for report in reports}
+    found = {(report.embedded.model, _engine(report), report.dataset): report.mean_ap for report in reports}
     table = console.table("mAP, every model on every data set", "model", "runtime", *sets, numbers=len(sets))
-    for model, runtime in models:
-        values = [f"{100 * found[model, runtime, data]:.2f}" for data in sets]
-        table.add_row(console.escape(model), runtime or "", *values)
+    for model, engine in models:
+        values = [f"{100 * found[model, engine, data]:.2f}" for data in sets]
+        table.add_row(console.escape(model), engine, *values)
     console.out.print(table)
 
 
@@ -274,7 +284,7 @@ def record_measured(measured: Sequence[_Measured]) -> None:
         DataError: pictures were unreadable, or two measurements have one place.
         OutputError: a manifest cannot be written.
     """
-    places: set[tuple[Path, str, str | None]] = set()
+    places: set[tuple[Path, str, str]] = set()
     for bundle, report in measured:
         if any(report.unreadable):
             raise DataError(
@@ -285,11 +295,11 @@ def record_measured(measured: Sequence[_Measured]) -> None:
             )
         if bundle is None:
             continue
-        place = (bundle.path, report.dataset, report.embedded.runtime)
+        place = (bundle.path, report.dataset, _engine(report))
         if place in places:
             raise DataError(
                 f"The accuracy is not recorded, because {bundle.path} has one place for two measurements",
-                got=f"two of {report.dataset} with {report.embedded.runtime}",
+                got=f"two of {report.dataset} with {_engine(report)}",
                 fix="record one at a time",
             )
         places.add(place)

@@ -64,6 +64,22 @@ def export(
 
             export_checkpoint(source, out, name=name, licence=licence or "unknown", overwrite=overwrite)
     console.say(f"wrote {out}{beside}")
+    if out.suffix not in (*_CAFFE, *_OPENVINO, ".safetensors"):
+        _warn_of_ranges(source, out)
+
+
+def _warn_of_ranges(source: Path, out: Path) -> None:
+    """Says that a run for eight bits has learned more than what was written."""
+    from reidkit.models.checkpoint import load_ranges
+
+    file = source / "model.safetensors" if source.is_dir() else source
+    if not file.is_file() or load_ranges(file) is None:  # a bundle has no ranges of a run
+        return
+    bundle = "BUNDLE" if out.suffix in _WEIGHTS else shlex.quote(str(out))
+    console.warn(
+        f"{source} was trained for eight bits, and {out.name} is in floats: "
+        f"`reid quantize {bundle} --ranges {shlex.quote(str(source))} --calibration DATA` makes the graphs in eight"
+    )
 
 
 def _to_caffe(source: Path, out: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from reidkit.architecture import in_words
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.calibration import parse_calibration
 from reidkit.cli import console, options
+from reidkit.cli.evaluate import engine_words
 from reidkit.config import to_dict
 from reidkit.manifest import Manifest
 from reidkit.report.results import UNKNOWN, printable
@@ -57,7 +58,7 @@ def _print(bundle: Bundle) -> None:
         table.add_row(name, _cell(value))
     for measured in manifest.accuracy:
         table.add_row(
-            _cell(f"measured ({measured.runtime})"),
+            _cell(f"measured ({engine_words(measured.runtime, measured.precision)})"),
             _cell(
                 f"{measured.dataset}: rank-1 {measured.rank1:.2%}, mAP {measured.mAP:.2%}, "
                 f"mINP {measured.mINP:.2%} over {measured.queries} queries"

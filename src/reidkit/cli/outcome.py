@@ -70,7 +70,7 @@ class Outcome:
 
     Attributes:
         parities: engines that could be compared with PyTorch.
-        report: accuracy; None where it was not measured.
+        report: accuracy in floats; None where it was not measured.
         status: 0; 1 when an engine does not give what PyTorch gave; 2 when a file could not be made.
     """
 
@@ -85,6 +85,7 @@ def finish(
     split: Split,
     *,
     bundle: bool = True,
+    floats: tuple[str, ...] = (),
     licence: LicenceClass = "unknown",
     device: str = "cpu",
     cached: bool = True,
@@ -99,8 +100,9 @@ def finish(
         places: of the files.
         split: whose query and gallery are measured on, where there are both.
         bundle: without it, there are only the curves.
+        floats: names of layers that a run for eight bits kept in float.
         licence: class of licence of the weights.
-        device: that the run was on; accuracy is measured there, too.
+        device: that the run was on; accuracy is measured there, too, but that in eight bits on the processor.
         cached: keep what was embedded.
         overwrite: replace files that are there.
     """
@@ -111,13 +113,16 @@ def finish(
             exported = _export(run, places.bundle, licence, overwrite=overwrite)
     if exported is not None:
         with _apart("the graphs in eight bits", outcome):
-            exported = _quantized(run, exported, split)
+            exported = _quantized(run, exported, split, floats)
         outcome.parities, passed = hold_engines(exported)
         if not passed:
             outcome.status = 1
             console.warn(f"{places.bundle} is not verified: an engine above does not give what PyTorch gave")
         with _apart("the accuracy", outcome):
             outcome.report = _measure(exported, split, device, cached=cached)
+        if outcome.report is not None and exported.calibration is not None:
+            with _apart("the accuracy in eight bits", outcome):
+                _measure_rounded(exported, split, cached=cached)
         with _apart("the card", outcome):
             _write_card(exported, places.card, overwrite=overwrite)
     with _apart(str(places.curves), outcome):
@@ -149,7 +154,7 @@ def _export(run: Path, path: Path, licence: LicenceClass, *, overwrite: bool) ->
     return exported
 
 
-def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
+def _quantized(run: Path, bundle: Bundle, split: Split, floats: tuple[str, ...]) -> Bundle:
     """The bundle with graphs in eight bits, where the run was for those: the checkpoint has their ranges then."""
     from reidkit.models.checkpoint import load_ranges
     from reidkit.train.outcome import CHECKPOINT
@@ -157,10 +162,11 @@ def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
     ranges = load_ranges(run / CHECKPOINT)
     if ranges is None:
         return bundle
+    from reidkit.deploy.quantize.pictures import pictures_of
     from reidkit.deploy.quantize.quantize import quantize_trained
 
     with console.progress_bar("seeing what training did not round") as progress:
-        return quantize_trained(bundle, ranges, split, progress=progress)
+        return quantize_trained(bundle, ranges, pictures_of(split), floats=floats, progress=progress)
 
 
 def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Report | None:
@@ -171,6 +177,15 @@ def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Repo
     runtime: RuntimeName = "pytorch" if on_gpu else installed(bundle)[0]
     settings = Settings(device=device if on_gpu else "cpu", cached=cached)
     check_ranking(split, settings)
+    return _recorded(bundle, split, runtime, settings)
+
+
+def _measure_rounded(bundle: Bundle, split: Split, *, cached: bool) -> Report:
+    """In eight bits, where every machine can: on the processor."""
+    return _recorded(bundle, split, "onnxruntime", Settings(device="cpu", precision="int8", cached=cached))
+
+
+def _recorded(bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings) -> Report:
     report = measure(bundle, split, runtime, settings, model=bundle.manifest.name)
     print_reports([report])
     record_measured([(bundle, report)])

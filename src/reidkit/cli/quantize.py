@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MANIFEST, Bundle, open_bundle
+from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MANIFEST, Bundle, file_sha256, open_bundle
 from reidkit.calibration import Calibration, Method
 from reidkit.cli import console, options
-from reidkit.cli.outputs import check_outputs, check_writable
+from reidkit.cli.measuring import Settings, check_ranking
+from reidkit.cli.outputs import check_outputs, check_writable, require_libraries
 from reidkit.cli.pictures import read_pictures
-from reidkit.cli.verify import hold_engines, int8_engines
+from reidkit.cli.verify import hold_engines, int8_engines, print_parity
 from reidkit.data import is_data_set, load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, Parity
 from reidkit.errors import ConfigError
@@ -48,6 +49,10 @@ def quantize(
         list[str] | None,
         typer.Option("--keep-float", metavar="LAYER", help="A layer that stays float; may be repeated."),
     ] = None,
+    ranges: Annotated[
+        Path | None,
+        typer.Option("--ranges", help="The run in eight bits that this bundle is of: take what it has learned."),
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Find the layers where it hurts, and keep the fewest in float.")
     ] = False,
@@ -68,7 +73,7 @@ def quantize(
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
 ) -> list[Parity]:
-    """Quantise a bundle: a table of ranges, a graph for processors, a graph for TensorRT; verified at once.
+    """Quantise a bundle: a table of ranges, a graph for processors, a graph for TensorRT; both verified at once.
 
     Ranges are learned once, through the decoding and the graph that inference has. --search runs the network with each
     block in float and all others in eight bits, and then looks for the fewest layers that have to stay float.
@@ -79,34 +84,112 @@ def quantize(
     given = {"--images": images, "--method": method, "--percentile": percentile is not None, "--seed": seed is not None}
     if calibration is None:
         options.refuse_idle(given | {"--subset": subset, "--skip-unreadable": skip_unreadable}, "without --calibration")
-    elif method != "percentile":
+    elif ranges is None and method != "percentile":
         options.refuse_idle({"--percentile": percentile is not None}, f"of --method {method or _USUAL}")
-    if search and data is None:
-        raise ConfigError("--search measures on a data set", fix="name one with query and gallery: --data ROOT")
-    if not search:
-        idle = {"--data": data, "--max-map-drop": max_map_drop is not None, "--plot": plot}
-        options.refuse_idle(idle, "without --search")
-    split = None if data is None else load_split(data, data_format, variant=variant)
-    from reidkit.deploy.quantize.quantize import kept_in_float, read_table
+    if ranges is not None:
+        chosen = {"--method": method, "--percentile": percentile is not None}
+        options.refuse_idle(chosen | {"--search": search}, "beside --ranges")
+        if calibration is None:
+            raise ConfigError(
+                "Training rounds not every value that a graph does", fix="name what it learned from: --calibration DATA"
+            )
+    split = _to_search_on(data, search, plot, keep_float, max_map_drop, data_format, variant)
+    if calibration is None and split is None:
+        options.refuse_idle({"--format": data_format, "--variant": variant}, "without --calibration or --data")
+    from reidkit.deploy.quantize.quantize import check_tensorrt_graph, kept_in_float, read_table
     from reidkit.deploy.quantize.quantize import quantize as put_in  # all of which need onnx
 
-    if calibration is None:
+    if ranges is not None and calibration is not None:
+        pictures = _pictures(calibration, subset, data_format, variant)
+        opened = _learned(opened, ranges, pictures, tuple(keep_float or ()), images, seed or 0, threads)
+        table = read_table(opened)
+    elif calibration is None:
         table = read_table(opened)
     else:
         pictures = _pictures(calibration, subset, data_format, variant)
         observed = _observed(opened, pictures, images, seed or 0, skip=skip_unreadable, threads=threads)
         table = _table(opened, observed, method or _USUAL, percentile)
-    if keep_float is not None:
+    if keep_float is not None and ranges is None:
         table = kept_in_float(table, tuple(keep_float))
     if split is not None:
         drop = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
         table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))
-    opened = put_in(opened, table)
+    if ranges is None:
+        opened = put_in(opened, table)
     _tell(opened, table)
     rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
-    if not passed:
+    with console.spinner("verifying the graph for TensorRT on ONNX Runtime"):
+        rows = [*rows, check_tensorrt_graph(opened)]
+    print_parity(rows[-1:])
+    if not (passed and rows[-1].passed):
         raise typer.Exit(1)
     return rows
+
+
+def _to_search_on(
+    data: Path | None,
+    search: bool,
+    plot: Path | None,
+    keep_float: list[str] | None,
+    max_map_drop: float | None,
+    data_format: str | None,
+    variant: str | None,
+) -> Split | None:
+    """The data set of --search, with all that would only be found wrong when the search has ended."""
+    if not search:
+        idle = {"--data": data, "--max-map-drop": max_map_drop is not None, "--plot": plot}
+        options.refuse_idle(idle, "without --search")
+        return None
+    if data is None:
+        raise ConfigError("--search measures on a data set", fix="name one with query and gallery: --data ROOT")
+    options.refuse_idle({"--keep-float": keep_float}, "beside --search, which chooses")
+    if plot is not None:
+        require_libraries("matplotlib")
+        if plot.suffix.lower() not in (".png", ".svg"):
+            raise ConfigError("Cannot draw the plot", got=plot.name, expected="a name that ends in .png or .svg")
+    split = load_split(data, data_format, variant=variant)
+    check_ranking(split, Settings())
+    return split
+
+
+def _learned(
+    bundle: Bundle,
+    run: Path,
+    pictures: "Pictures",
+    floats: tuple[str, ...],
+    images: int | None,
+    seed: int,
+    threads: int | None,
+) -> Bundle:
+    """Quantises by the ranges that a run has in its checkpoint."""
+    from reidkit.deploy.quantize.calibrate import IMAGES
+    from reidkit.deploy.quantize.quantize import quantize_trained
+    from reidkit.models.checkpoint import load_ranges
+    from reidkit.train.outcome import CHECKPOINT
+
+    checkpoint = run / CHECKPOINT if run.is_dir() else run
+    learned = load_ranges(checkpoint)
+    if learned is None:
+        raise ConfigError(
+            f"{checkpoint} has no ranges", expected="a run with a recipe such as qat-cpu", fix="leave out --ranges"
+        )
+    if bundle.manifest.provenance.source_sha256 != file_sha256(checkpoint):
+        raise ConfigError(
+            f"{bundle.path.name} was not made from {checkpoint}",
+            got="ranges of other weights",
+            fix=f"reid export {run} --out NAME.reid, and quantise that",
+        )
+    with console.progress_bar("seeing what training did not round") as progress:
+        return quantize_trained(
+            bundle,
+            learned,
+            pictures,
+            floats=floats,
+            images=images or IMAGES,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
 
 
 def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":

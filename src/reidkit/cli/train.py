@@ -149,7 +149,10 @@ def train(
         raise InterruptedRun from None
     if is_follower():
         return
-    outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
+    floats = () if rounding is None else rounding.floats
+    outcome = finish(
+        out, places, split, bundle=bundle, floats=floats, device=device, cached=cached, overwrite=overwrite
+    )
     if outcome.status:
         raise typer.Exit(outcome.status)
 
@@ -202,17 +205,20 @@ def _quantized(name: str, init: Path | None, *, model: str | None, overrides: Se
 
 
 def _rounding(bundle: Bundle, engine: EngineKind) -> Rounding:
-    """Where an engine rounds a bundle's graph, and the ranges that its table has, if it has one."""
+    """Where an engine rounds a bundle's graph, and what its table says, if it has one: ranges, layers in float."""
     from reidkit.deploy.quantize.calibrate import quantizable_graph
     from reidkit.deploy.quantize.placement import grid_names, place, rounded_layers
     from reidkit.deploy.quantize.quantize import read_table
 
     graph = quantizable_graph(bundle)
-    layers, names = rounded_layers(graph, place(graph, engine)), grid_names(graph)
+    floats: tuple[str, ...] = ()
     ranges: dict[str, Range] = {}
     if bundle.calibration is not None:
-        ranges = {names[value]: given for value, given in read_table(bundle).ranges.items() if value in names}
-    return Rounding(engine, layers, ranges=ranges)
+        table, names = read_table(bundle), grid_names(graph)
+        floats = table.floats
+        ranges = {names[value]: given for value, given in table.ranges.items() if value in names}
+    layers = rounded_layers(graph, place(graph, engine, floats=floats))
+    return Rounding(engine, layers, floats, ranges)
 
 
 def _saved_at(state: Path) -> int | None:

@@ -95,7 +95,7 @@ def build_engine(
     Raises:
         RuntimeMissing: the library, a card, or this precision or option in this version is not there.
         ModelError: a foreign graph or a network without description by "network"; weights or a graph that do not fit;
-            int8 of a bundle that was not quantised, or by "network".
+            int8 of a bundle that was not quantised, or by "network"; a bundle whose own graph is int8.
         EngineError: the builder fails; says when it was for want of memory, and what to do.
         ConfigError: impossible batches, workspace, effort or options.
         OutputError: the bundle cannot be written to.
@@ -104,6 +104,8 @@ def build_engine(
     require_one_of("flavour of TensorRT", runtime, LIBRARIES)
     if opened.graph_format != "onnx":
         raise ModelError(f"{opened.path.name} holds its network as OpenVINO IR, which {runtime} does not read")
+    if opened.manifest.precision == "int8":
+        raise _quantized_elsewhere(opened, runtime)
     for option in options:
         require_one_of("engine option", option, OPTIONS)
     if effort is not None and not 0 <= effort <= 5:
@@ -151,6 +153,16 @@ def _check_quantized(bundle: Bundle, via: Via | None) -> None:
             expected="the graph that an int8 engine is built from",
             fix=f"reid quantize {bundle.path} --calibration DIR",
         )
+
+
+def _quantized_elsewhere(bundle: Bundle, runtime: str) -> ModelError:
+    """Its pairs of Q and DQ stand where another engine wants them, and would be in an engine of any precision."""
+    return ModelError(
+        f"{runtime} builds nothing from {bundle.path.name}, whose own graph was quantised elsewhere",
+        got="a graph in int8",
+        expected="a float network, from which `reid quantize` makes the int8 graph for TensorRT",
+        fix="import the float network with `reid import`, quantise it with `reid quantize`, and build that bundle",
+    )
 
 
 def profiles_of(batches: Sequence[int]) -> tuple[Profile, ...]:

@@ -87,8 +87,8 @@ def choose(
 
     Args:
         bundle: a path, or a bundle that is open already.
-        precision: of the arithmetic; an engine that does not pass in it is tried in float32. None takes float16 on a
-            card and float32 elsewhere.
+        precision: of the arithmetic; an engine that does not pass in it is tried in the graph's own. None takes the
+            graph's own where that is not float32; else float16 on a card and float32 elsewhere.
         batches: to choose for. Between two of them the engine of the larger one runs, above all that of the largest.
         device: in the engines' own words; None takes a card where there is one.
         seconds: to spend on each candidate and batch, after a warm-up; five calls are timed whatever they take.
@@ -102,7 +102,7 @@ def choose(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     device = device or usual_device("auto")
-    precision = precision or ("float16" if _is_card(device) else "float32")
+    precision = precision or _usual_precision(opened, device)
     sizes = tuple(sorted(set(batches)))
     if not sizes or sizes[0] < 1:
         raise ConfigError("A batch size cannot be this", got=list(batches), expected="1 or above")
@@ -154,15 +154,21 @@ def winners_of(timed: Mapping[Way, Sequence[float]]) -> tuple[Way, ...]:
     return tuple(min(behind, key=lambda way: behind[way][i]) for i in range(len(best)))
 
 
+def _usual_precision(bundle: Bundle, device: str) -> Precision:
+    """What is tried where nobody says: a graph that is lower than float32 by itself runs in nothing else."""
+    own = bundle.manifest.precision
+    return "float16" if own == "float32" and _is_card(device) else own
+
+
 def _try_engine(
     bundle: Bundle, name: RuntimeName, golden: Golden, precision: Precision, device: str, batches: Sequence[int]
 ) -> Iterator[tuple[Trial, Embedder | None]]:
-    """Every way of one engine in the precision asked for; where none passes, in float32."""
+    """Every way of one engine in the precision asked for; where none passes, in the graph's own."""
     reason = _out_of_the_question(name, device)
     if reason is not None:
         yield Trial(Way(name), reason), None
         return
-    for arithmetic in dict.fromkeys((precision, "float32")):
+    for arithmetic in dict.fromkeys((precision, bundle.manifest.precision)):
         passed = False
         vias: tuple[Via | None, ...] = ("network", "parser") if ENGINES[name].built else (None,)
         for via in vias:

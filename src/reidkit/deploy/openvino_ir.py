@@ -23,7 +23,8 @@ def write_ir(bundle: Bundle, out: Path | str, *, precision: Precision | None = N
 
     Args:
         bundle: an open bundle.
-        out: `NAME.xml`; the weights go to `NAME.bin` beside it. Both are written, or neither.
+        out: `NAME.xml`; the weights go to `NAME.bin` beside it. Neither gets its name before both are written
+            in full; the weights get theirs first, so should the system refuse the other one, they are there alone.
         precision: "float16" keeps the weights in 16 bits (OpenVINO computes with them in whatever its device does);
             "int8" takes the graph that `reid quantize` has made; None takes the graph's own.
         overwrite: replace files that are already there.

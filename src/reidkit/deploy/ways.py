@@ -50,7 +50,7 @@ def ways_of(
             built.
         device: that they are to run on; None is their usual one.
     """
-    quantized = bundle.int8_model("cpu") is not None and device in (None, "cpu")
+    quantized = bundle.int8_model("cpu") is not None and (device or "cpu").lower() == "cpu"
     built_first = [name for name, engine in ENGINES.items() if engine.built and name in runtimes]
     store = read_store(bundle) if built_first else []
     ways: list[Way] = []

@@ -9,7 +9,8 @@ What decides an embedding is the bundle's graph and weights and what the manifes
 the engine with its version, precision and device, and, where it runs what was made of them (quantised or built), the
 digest of that; test-time augmentation, Pillow, this package, and the bytes of every picture (`reidkit.cache`). The
 batch size does not: `reid verify` holds every engine to the same embeddings crop by crop and batched. Nor do threads,
-hints and the optimization of a graph, to rounding.
+hints and the optimization of a graph, to rounding. In int8 rounding is coarse: OpenVINO takes other kernels for other
+batches, and a value of a map that lies between two levels may come to the next one.
 
 An entry is written when a whole subset is embedded: of an extraction that was stopped, or that an unreadable picture
 ended, nothing is kept.

@@ -1,12 +1,14 @@
 """The weights of a run or a bundle as a file for others: `.wts` or safetensors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from reidkit.atomic import check_free
 from reidkit.bundle import MANIFEST, open_bundle
+from reidkit.calibration import Range
 from reidkit.config import to_dict
 from reidkit.errors import ConfigError, ModelError
-from reidkit.models.checkpoint import CheckpointFacts, load_checkpoint, load_deployed, save_checkpoint
+from reidkit.models.checkpoint import CheckpointFacts, load_checkpoint, load_deployed, load_ranges, save_checkpoint
 from reidkit.models.model import Network
 from reidkit.wts import write_wts
 
@@ -18,7 +20,8 @@ def export_weights(source: Path | str, out: Path | str, *, overwrite: bool = Fal
 
     Args:
         source: a run of `reid train`, its `model.safetensors`, or a bundle; a bundle has no classifier any more.
-        out: `NAME.wts` (beside it `NAME.wts.json`: shapes, architecture, sha256) or `NAME.safetensors`.
+        out: `NAME.wts` (beside it `NAME.wts.json`: shapes, architecture, sha256) or `NAME.safetensors`,
+            which alone has room for the ranges of a network that was trained in eight bits.
         overwrite: replace files that are already there.
 
     Raises:
@@ -30,21 +33,22 @@ def export_weights(source: Path | str, out: Path | str, *, overwrite: bool = Fal
     if out.suffix not in SUFFIXES:
         raise ConfigError("Cannot write weights in this format", got=out.name, expected=f"one of {', '.join(SUFFIXES)}")
     check_free(out, overwrite=overwrite)
-    model, facts = _load(source)
+    model, facts, ranges = _load(source)
     if out.suffix == ".safetensors":
-        save_checkpoint(out, model, facts)
+        save_checkpoint(out, model, facts, ranges=ranges)
         return
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_wts(out, tensors, facts=to_dict(facts), overwrite=overwrite)
 
 
-def _load(source: Path) -> tuple[Network, CheckpointFacts]:
+def _load(source: Path) -> tuple[Network, CheckpointFacts, Mapping[str, Range] | None]:
     if not (source / MANIFEST).is_file():
-        return load_checkpoint(source / "model.safetensors" if source.is_dir() else source)
+        file = source / "model.safetensors" if source.is_dir() else source
+        return *load_checkpoint(file), load_ranges(file)
     bundle = open_bundle(source)
     manifest = bundle.manifest
     if manifest.architecture is None:
         fix = "only a bundle of a known architecture has weights of its own; use its model.onnx"
         raise ModelError(f"{source} is a foreign graph", expected="a bundle with an architecture", fix=fix)
     facts = CheckpointFacts(manifest.architecture, manifest.input, manifest.task, manifest.provenance)
-    return load_deployed(bundle).model, facts
+    return load_deployed(bundle).model, facts, None

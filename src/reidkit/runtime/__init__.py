@@ -103,7 +103,7 @@ def load(
             where there is one.
         threads: that one call may use on the processor; None leaves it to the engine.
         precision: of the arithmetic; None takes the graph's own, or that of the one engine that was built. "int8" runs
-            the graph that `reid quantize` has made, on onnxruntime, openvino and tensorrt.
+            the graph that `reid quantize` has made, on onnxruntime, openvino, tensorrt and tensorrt-rtx.
         via: "network" or "parser", for engines that were built both ways; None takes the first.
         hint: of openvino: "latency" (None too) for one call at a time, or "throughput", which runs the parts of a large
             call, and calls of several threads, side by side.

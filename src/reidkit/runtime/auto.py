@@ -83,13 +83,13 @@ def open_embedder(bundle: Bundle, opening: Opening) -> Embedder:
             got=f"via {opening.via}",
             fix="leave it out, or name the runtime",
         )
-    choice = find_choice(bundle, opening.device)
+    choice = find_choice(bundle, opening.device, precision=opening.precision)
     require_precision(opening, _lowest([pick.precision for pick in choice.picks]))
     opened: dict[Pick, Embedder] = {}  # an engine may have two ranges
     for pick in choice.picks:
         engine = replace(pick, most=None)
         if engine not in opened:
-            opened[engine] = _open(bundle, pick, opening)
+            opened[engine] = _open(bundle, pick, opening, choice.precision)
     ranges = [(pick.most, opened[replace(pick, most=None)]) for pick in choice.picks]
     if len(ranges) == 1:
         return ranges[0][1]
@@ -97,12 +97,13 @@ def open_embedder(bundle: Bundle, opening: Opening) -> Embedder:
     return TimedDispatchingEmbedder(ranges) if timed else DispatchingEmbedder(ranges)
 
 
-def find_choice(bundle: Bundle, device: str) -> Choice:
+def find_choice(bundle: Bundle, device: str, *, precision: Precision | None = None) -> Choice:
     """What was chosen for a bundle on this machine.
 
     Args:
         bundle: the model.
         device: as it was given when it was chosen.
+        precision: that the command to choose in is to name; None where nobody asked for one.
 
     Raises:
         RuntimeMissing: nothing was, or for another graph.
@@ -113,12 +114,12 @@ def find_choice(bundle: Bundle, device: str) -> Choice:
         raise RuntimeMissing(
             f"It was not yet found out which engine runs {bundle.path.name} fastest here",
             got=f"no choice for this graph on {device} of {machine(device)}",
-            fix=choose_command(bundle, device=device),
+            fix=choose_command(bundle, device=device, precision=precision),
         )
     return choice
 
 
-def _open(bundle: Bundle, pick: Pick, opening: Opening) -> Embedder:
+def _open(bundle: Bundle, pick: Pick, opening: Opening, chosen_in: Precision) -> Embedder:
     reason = f"no engine is called {pick.runtime}"
     for name in ENGINES:
         if name == pick.runtime:
@@ -132,18 +133,18 @@ def _open(bundle: Bundle, pick: Pick, opening: Opening) -> Embedder:
                     via=pick.via,
                 )
             except (RuntimeMissing, BundleError, ModelError) as error:
-                raise _stale(bundle, pick, opening, error.problem) from error
+                raise _stale(bundle, pick, opening, chosen_in, error.problem) from error
             if engine.spec.build == pick.build:
                 return engine
-            reason = "it was built again since"
-    raise _stale(bundle, pick, opening, reason)
+            reason = "it was built or quantised again since"
+    raise _stale(bundle, pick, opening, chosen_in, reason)
 
 
-def _stale(bundle: Bundle, pick: Pick, opening: Opening, reason: str) -> RuntimeMissing:
+def _stale(bundle: Bundle, pick: Pick, opening: Opening, chosen_in: Precision, reason: str) -> RuntimeMissing:
     return RuntimeMissing(
         f"What was fastest for {bundle.path.name} cannot be opened any more: {pick.runtime} in {pick.precision}",
         got=reason,
-        fix=choose_command(bundle, device=opening.device),
+        fix=choose_command(bundle, device=opening.device, precision=chosen_in),
     )
 
 

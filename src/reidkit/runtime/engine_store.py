@@ -300,10 +300,11 @@ def read_choice(bundle: Bundle, machine: str, device: str) -> Choice | None:
     return choice if known else None
 
 
-def choose_command(bundle: Bundle, *, device: str | None = None) -> str:
-    """The command that finds the fastest engine, ready for a shell."""
+def choose_command(bundle: Bundle, *, device: str | None = None, precision: Precision | None = None) -> str:
+    """The command that finds the fastest engine, ready for a shell; None leaves an option out."""
     words = ["reid", "build", str(bundle.path), "--runtime", "auto"]
-    return shlex.join(words + (["--device", device] if device else []))
+    words += ["--device", device] if device else []
+    return shlex.join(words + (["--precision", precision] if precision else []))
 
 
 def _choice_place(bundle: Bundle, machine: str, device: str) -> Path:

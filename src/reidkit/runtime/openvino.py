@@ -40,10 +40,11 @@ class OpenVinoEmbedder:
         """Maps crops to embeddings; see `reidkit.types.Embedder`."""
         check_crops(crops, self.spec)
         batch = self.spec.batch or 1  # no piece of a fixed graph is smaller: it would be filled up
-        pieces = min(self._count, -(-len(crops) // batch))
+        batches = -(-len(crops) // batch)
+        pieces = min(self._count, batches)
         if self._workers is None or pieces < 2:
             return self._run(crops)
-        ends = [len(crops) * i // (pieces * batch) * batch for i in range(1, pieces)]
+        ends = [batches * i // pieces * batch for i in range(1, pieces)]
         return np.concatenate(list(self._workers.map(self._run, np.split(crops, ends))))
 
     def _run(self, crops: UInt8[np.ndarray, "n height width 3"]) -> Float32[np.ndarray, "n dim"]:

@@ -118,10 +118,9 @@ def train(
     """
     out = Path(out)
     at_least("report_every", report_every, 1)
-    if recipe.quantization is not None:
-        check_quantized(recipe, init, rounding)
-        if teacher is None and recipe.loss.distillation.relation_weight > 0:
-            teacher = init
+    check_quantized(recipe, init, rounding)
+    if recipe.quantization is not None and teacher is None and recipe.loss.distillation.relation_weight > 0:
+        teacher = init
     team = assemble(device, devices)
     learned, examination = divide(split, recipe.validation, seed=recipe.seed)
     data = TrainingData(split, learned, recipe.input)
@@ -164,7 +163,8 @@ def _network(
     if init is None:
         weights = {}
     else:
-        weights = starting_weights(init, spec.backbone) if rounding is None else weights_of_bundle(init, spec)
+        in_floats = rounding is None
+        weights = starting_weights(init, spec.backbone) if in_floats else weights_of_bundle(init, spec, recipe.input)
     if recipe.sync_batchnorm and team.size > 1 and team.device.type != "cuda":
         raise ConfigError(
             "Batch normalisation over several processes needs GPUs",

@@ -6,20 +6,32 @@ from torch import Tensor
 
 from reidkit.architecture import CLASSIFIERS, ModelSpec, in_words, with_size
 from reidkit.bundle import MANIFEST, open_bundle
+from reidkit.config import to_dict
 from reidkit.errors import ConfigError, ModelError
 from reidkit.models.checkpoint import load_deployed
 from reidkit.train.quantization import Rounding
 from reidkit.train.recipe import Recipe
+from reidkit.types import InputSpec
 
 
 def check_quantized(recipe: Recipe, init: Path | None, rounding: Rounding | None) -> None:
     """Refuses a recipe for eight bits without a bundle to begin with, or with the places of another engine.
 
+    A recipe for floats has no use for such places, and is refused with them.
+
     Raises:
-        ConfigError: says what is missing.
+        ConfigError: says what is missing, or too much.
     """
+    if recipe.quantization is None:
+        if rounding is not None:
+            raise ConfigError(
+                "The recipe trains in floats, where nothing is rounded",
+                got=f"rounding as of {rounding.engine}",
+                expected="a recipe with a table [quantization]",
+                fix="take such a recipe, as qat-cpu is, or leave `rounding` out",
+            )
+        return
     check_bundle(init)
-    assert recipe.quantization is not None
     if rounding is None or rounding.engine != recipe.quantization.engine:
         raise ConfigError(
             "A recipe for eight bits needs the places where the engine rounds",
@@ -44,17 +56,18 @@ def check_bundle(init: Path | None) -> None:
         )
 
 
-def weights_of_bundle(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
+def weights_of_bundle(path: Path, spec: ModelSpec, input_: InputSpec) -> dict[str, Tensor]:
     """All weights of a bundle: those of its backbone, pooling and neck. It has no classifier.
 
     Args:
         path: of the bundle.
         spec: of the network that they are for.
+        input_: of the network that they are for.
 
     Raises:
         BundleError: it is damaged.
         ModelError: a foreign graph without weights.
-        ConfigError: it holds another network.
+        ConfigError: it holds another network, or one that sees something else.
     """
     bundle = open_bundle(path)
     held = bundle.manifest.architecture
@@ -72,6 +85,14 @@ def weights_of_bundle(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
             got=in_words(spec),
             expected=in_words(held),
             fix="leave --model and [model] out: training in eight bits takes the bundle's",
+        )
+    theirs, ours = to_dict(bundle.manifest.input), to_dict(input_)
+    if different := [key for key, value in ours.items() if value != theirs[key]]:
+        raise ConfigError(
+            f"The recipe's network sees something else than that of {path}",
+            got=", ".join(f"input.{key} = {ours[key]}" for key in different),
+            expected=", ".join(f"input.{key} = {theirs[key]}" for key in different),
+            fix="leave [input] out: training in eight bits takes the bundle's",
         )
     weights = load_deployed(bundle).model.state_dict()
     return {name: tensor for name, tensor in weights.items() if name not in CLASSIFIERS}

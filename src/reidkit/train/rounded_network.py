@@ -126,8 +126,8 @@ def follow(model: nn.Module, rate: float) -> None:
 
 
 def followed(model: nn.Module) -> list[Tensor]:
-    """What a step of training changes beside weights, and processes have to agree on."""
-    return [end for grid in _grids_of(model) for end in (grid.low, grid.high)]
+    """What a step of training changes beside weights, and processes have to agree on: no range that is learned."""
+    return [end for grid in _grids_of(model) if grid.factors is None for end in (grid.low, grid.high)]
 
 
 @torch.no_grad()

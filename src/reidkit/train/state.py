@@ -362,10 +362,17 @@ _ABSENT = _Absent()
 
 
 def _differences(was: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, old value and new value of all that differs; of a table that one side lacks, the table."""
+    """Dotted key, old value and new value of all that differs; of a table that one side lacks, the table.
+
+    A key that is absent says what None says: a reidkit that did not know it did what None asks for.
+    """
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*was, *now)):
             dotted = f"{where}.{key}" if where else key
             yield from _differences(was.get(key, _ABSENT), now.get(key, _ABSENT), dotted)
-    elif was != now:
+    elif was != now and not (_is_nothing(was) and _is_nothing(now)):
         yield where, was, now
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is _ABSENT

@@ -1,11 +1,15 @@
 """`reid quantize`: a bundle gets a table of ranges, and from that the graphs for either kind of engine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 
-from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MODEL, Bundle, replace_files
+from reidkit.atomic import output_file
+from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MODEL, Bundle, file_sha256, replace_files
 from reidkit.calibration import Calibration, Range, calibration_bytes, parse_calibration
 from reidkit.deploy.quantize.calibrate import (
     IMAGES,
@@ -15,11 +19,13 @@ from reidkit.deploy.quantize.calibrate import (
     quantizable_graph,
 )
 from reidkit.deploy.quantize.emit import quantized_graph
-from reidkit.deploy.quantize.pictures import pictures_of
+from reidkit.deploy.quantize.pictures import Pictures
 from reidkit.deploy.quantize.placement import PLACEMENT, EngineKind, grid_names, place
 from reidkit.deploy.quantize.tensorrt_cache import calibration_cache
+from reidkit.deploy.verify import Parity, check_parity
 from reidkit.errors import BundleError
-from reidkit.types import Progress, Split, no_progress
+from reidkit.runtime import load
+from reidkit.types import Progress, no_progress
 
 
 def quantize(bundle: Bundle, table: Calibration) -> Bundle:
@@ -72,6 +78,35 @@ def check_table(bundle: Bundle, table: Calibration) -> None:
         )
 
 
+@contextmanager
+def on_a_processor(bundle: Bundle, graph: bytes) -> Iterator[Bundle]:
+    """A bundle of one quantised graph for as long as the block runs, which engines open as they will open the real one.
+
+    Raises:
+        OutputError: the folder for temporary files cannot be written to.
+    """
+    with TemporaryDirectory(prefix="reidkit-") as folder:
+        file = Path(folder) / INT8_MODELS["cpu"]
+        with output_file(file) as temporary:
+            temporary.write_bytes(graph)
+        yield Bundle(Path(folder), replace(bundle.manifest, files={file.name: file_sha256(file)}))
+
+
+def check_tensorrt_graph(bundle: Bundle) -> Parity:
+    """Holds the graph for TensorRT to the golden embeddings without TensorRT: ONNX Runtime runs it, slowly.
+
+    Raises:
+        BundleError: the bundle was not quantised.
+    """
+    file = bundle.int8_model("tensorrt")
+    if file is None:
+        read_table(bundle)  # which says so
+    assert file is not None
+    with on_a_processor(bundle, file.read_bytes()) as alone:
+        parity = check_parity(load(alone, "onnxruntime", device="cpu", precision="int8"), bundle.golden())
+    return replace(parity, runtime="graph for tensorrt")
+
+
 def kept_in_float(table: Calibration, floats: tuple[str, ...]) -> Calibration:
     """The same table with other layers left in float: its ranges hold for any choice."""
     return replace(table, floats=tuple(sorted(set(floats))))
@@ -80,8 +115,9 @@ def kept_in_float(table: Calibration, floats: tuple[str, ...]) -> Calibration:
 def quantize_trained(
     bundle: Bundle,
     learned: Mapping[str, Range],
-    split: Split,
+    pictures: Pictures,
     *,
+    floats: tuple[str, ...] = (),
     images: int = IMAGES,
     seed: int = 0,
     threads: int | None = None,
@@ -95,8 +131,9 @@ def quantize_trained(
     Args:
         bundle: of the trained network.
         learned: ranges by grid, as `placement.rounded_layers` names them.
-        split: that was trained on.
-        images: of its train subset, to see the other values on.
+        pictures: that were trained on, to see the other values on.
+        floats: layers that training left in float.
+        images: how many of the pictures.
         seed: that chooses those.
         threads: that decode, and that the graph runs on.
         progress: over the pictures.
@@ -109,8 +146,8 @@ def quantize_trained(
     if unknown := sorted(set(learned) - set(names.values())):
         raise BundleError(f"{bundle.path.name} has no grid of this name", got=", ".join(unknown[:5]))
     ranges = {value: learned[name] for value, name in names.items() if name in learned}
-    seen = observe(bundle, pictures_of(split), images=images, seed=seed, threads=threads, progress=progress)
-    return quantize(bundle, calibration_of(bundle, seen, "qat", learned=ranges))
+    seen = observe(bundle, pictures, images=images, seed=seed, threads=threads, progress=progress)
+    return quantize(bundle, calibration_of(bundle, seen, "qat", learned=ranges, floats=floats))
 
 
 def _serialized(model: onnx.ModelProto, kind: EngineKind, table: Calibration) -> bytes:

@@ -7,25 +7,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
 import onnx
 
-from reidkit.atomic import output_file
-from reidkit.bundle import INT8_MODELS, Bundle, file_sha256
+from reidkit.bundle import Bundle
 from reidkit.calibration import Calibration
 from reidkit.deploy.quantize.calibrate import quantizable_graph
 from reidkit.deploy.quantize.emit import quantized_graph
 from reidkit.deploy.quantize.fewest import fewest_floats
 from reidkit.deploy.quantize.groups import Group, groups_of, names_of
 from reidkit.deploy.quantize.placement import Layer, place, quantizable_layers
-from reidkit.deploy.quantize.quantize import check_table
+from reidkit.deploy.quantize.quantize import check_table, on_a_processor
 from reidkit.deploy.verify import MAX_MAP_DROP, Agreement, Measured, check_accuracy, measure_on
 from reidkit.errors import ConfigError
-from reidkit.evaluate import EmbeddedCrops, Report, compare_reports
+from reidkit.evaluate import Report, compare_reports
 from reidkit.metrics.bootstrap import PairedDifference
 from reidkit.runtime import load
 from reidkit.types import Precision, Progress, Split, no_progress
@@ -37,13 +32,11 @@ class Trial:
 
     Attributes:
         floats: layers in float, in the order of the graph.
-        mean_cosine: between its embeddings and the float network's, over all crops.
-        agreement: with the float network: smallest cosine, mAP, its change with an interval, rank-1.
+        agreement: with the float network: cosines, mAP, its change with an interval, rank-1.
         report: of its ranking.
     """
 
     floats: tuple[str, ...]
-    mean_cosine: float
     agreement: Agreement
     report: Report
 
@@ -60,7 +53,7 @@ class Trial:
     @property
     def error(self) -> float:
         """1 - mean cosine."""
-        return 1 - self.mean_cosine
+        return 1 - self.agreement.mean_cosine
 
     @property
     def meets(self) -> bool:
@@ -129,27 +122,6 @@ class Search:
     def met(self) -> bool:
         """Whether the choice loses no more mAP than is allowed."""
         return self.chosen.meets
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "mAP": self.mean_ap,
-            "max_drop": self.chosen.agreement.max_drop,
-            "int8": _plain(self.rounded),
-            "groups": [
-                {
-                    "group": row.name,
-                    "layers": list(row.layers),
-                    "kept": list(row.kept),
-                    "share": row.share,
-                    "gain": {"difference": row.gain.difference, "interval": list(row.gain.interval)},
-                    **_plain(row.trial),
-                }
-                for row in self.groups
-            ],
-            "chosen": {"met": self.met, "share": self.float_share, **_plain(self.chosen)},
-            "trials": self.trials,
-        }
 
 
 def search(
@@ -271,17 +243,12 @@ class _Bench:
         assert reference is not None
         measured = reference if floats == self.names else self._rounded(floats)
         agreement = check_accuracy(reference, measured, max_drop=self.max_drop)
-        return Trial(floats, _mean_cosine(reference, measured), agreement, measured.report)
+        return Trial(floats, agreement, measured.report)
 
     def _rounded(self, floats: tuple[str, ...]) -> Measured:
         graph = quantized_graph(self.model, place(self.model, "cpu", floats=floats), self.table)
-        with TemporaryDirectory(prefix="reidkit-") as folder:
-            file = Path(folder) / INT8_MODELS["cpu"]
-            with output_file(file) as temporary:
-                temporary.write_bytes(graph.SerializeToString(deterministic=True))
-            # A bundle of this one file: it is opened as it will be when it lies in the real one.
-            manifest = replace(self.bundle.manifest, files={file.name: file_sha256(file)})
-            return self.measured(Bundle(Path(folder), manifest), "int8")
+        with on_a_processor(self.bundle, graph.SerializeToString(deterministic=True)) as alone:
+            return self.measured(alone, "int8")
 
 
 def _choose(bench: _Bench, layers: Sequence[Layer], rounded: Trial, rows: Sequence[Sensitivity]) -> Trial:
@@ -301,26 +268,3 @@ def _choose(bench: _Bench, layers: Sequence[Layer], rounded: Trial, rows: Sequen
         return bench.trial(floats)
     rounding = [trial for trial in bench.trials.values() if trial.floats != bench.names]
     return min(rounding, key=lambda trial: (trial.drop, len(trial.floats)))
-
-
-def _plain(trial: Trial) -> dict[str, Any]:
-    change = trial.agreement.change
-    return {
-        "floats": list(trial.floats),
-        "mAP": trial.mean_ap,
-        "change": {"difference": change.difference, "interval": list(change.interval), "p": change.p_value},
-        "cosine": {"mean": trial.mean_cosine, "min": trial.agreement.min_cosine},
-    }
-
-
-def _mean_cosine(reference: Measured, engine: Measured) -> float:
-    pairs = [(reference.query, engine.query), (reference.gallery, engine.gallery)]
-    return float(np.concatenate([_cosines(a, b) for a, b in pairs]).mean())
-
-
-def _cosines(a: EmbeddedCrops, b: EmbeddedCrops) -> np.ndarray:
-    def dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.einsum("nd,nd->n", x, y, dtype=np.float64)
-
-    x, y = a.embeddings, b.embeddings
-    return dots(x, y) / np.sqrt(dots(x, x) * dots(y, y))
