@@ -8,11 +8,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from reidkit.calibration import Calibration, Range
+from reidkit.calibration import Calibration, EngineKind, Range
 from reidkit.deploy.graph_cleanup import cleaned
 from reidkit.deploy.graph_links import Links
 from reidkit.deploy.quantize.emit import quantized_graph
-from reidkit.deploy.quantize.placement import PLACEMENT, EngineKind, place, quantizable_layers
+from reidkit.deploy.quantize.placement import PLACEMENT, place, quantizable_layers
 
 Array = np.ndarray[Any, Any]
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from reidkit.atomic import check_free, output_directory, output_file
+from reidkit.calibration import EngineKind
 from reidkit.errors import BundleError, InputError
 from reidkit.manifest import Accuracy, Latency, Manifest, manifest_bytes, parse_manifest
 from reidkit.types import Precision
@@ -38,7 +39,7 @@ IR_MODEL, IR_WEIGHTS = "model.xml", "model.bin"
 GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 CALIBRATION_CACHE = "calibration.cache"
-INT8_MODELS: dict[Literal["cpu", "tensorrt"], str] = {
+INT8_MODELS: dict[EngineKind, str] = {
     "cpu": "model.int8-cpu.onnx",
     "tensorrt": "model.int8-tensorrt.onnx",
 }
@@ -93,7 +94,7 @@ class Bundle:
         """The table of ranges, or None where the bundle was not quantised."""
         return self.path / CALIBRATION if CALIBRATION in self.manifest.files else None
 
-    def int8_model(self, kind: Literal["cpu", "tensorrt"]) -> Path | None:
+    def int8_model(self, kind: EngineKind) -> Path | None:
         """The quantised graph for a kind of engine, or None where the bundle was not quantised."""
         name = INT8_MODELS[kind]
         return self.path / name if name in self.manifest.files else None

@@ -14,6 +14,9 @@ from reidkit.errors import BundleError, ConfigError, require_one_of
 
 SCHEMA = 1
 
+EngineKind = Literal["cpu", "tensorrt"]
+"""Whose placement: that of ONNX Runtime and OpenVINO, or that of every TensorRT."""
+
 _MOST = (2 - 2.0**-23) * 2.0**127  # of float32
 _LONG = 400  # characters of what somebody else wrote, in a message
 

@@ -145,11 +145,15 @@ def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch):
 
 
 def coarse_graph(step: float) -> bytes:
-    """The mean colour of pixels that were rounded to multiples of a step: nobody takes it for the float graph."""
+    """The mean colour of pixels that were rounded to multiples of a step: nobody takes it for the float graph.
+
+    In float32: of three channels of integers OpenVINO 2026.4 takes the mean beyond the end of its memory.
+    """
     nodes = [
         helper.make_node("Cast", ["crops"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("QuantizeLinear", ["pixels", "step", "zero"], ["codes"]),
-        helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["rounded"]),
+        helper.make_node("Div", ["pixels", "step"], ["steps"]),
+        helper.make_node("Round", ["steps"], ["codes"]),
+        helper.make_node("Mul", ["codes", "step"], ["rounded"]),
         helper.make_node("ReduceMean", ["rounded"], ["embeddings"], axes=[1, 2], keepdims=0),
     ]
     graph = helper.make_graph(
@@ -157,7 +161,7 @@ def coarse_graph(step: float) -> bytes:
         "coarse",
         [helper.make_tensor_value_info("crops", TensorProto.UINT8, ["n", 4, 2, 3])],
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(np.float32(step), "step"), numpy_helper.from_array(np.uint8(0), "zero")],
+        [numpy_helper.from_array(np.float32(step), "step")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)

@@ -10,14 +10,14 @@ import typer
 
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cache import default_folder
-from reidkit.calibration import Range
+from reidkit.calibration import EngineKind, Range
 from reidkit.cli import console, options
 from reidkit.cli.outcome import finish, places_in
 from reidkit.cli.training_table import TrainingTable
 from reidkit.data import load_split
 from reidkit.errors import ModelError
 from reidkit.imaging import available_cores
-from reidkit.train.quantization import EngineKind, Rounding
+from reidkit.train.quantization import Rounding
 from reidkit.train.recipe import Recipe, load_recipe, recipe_names
 from reidkit.types import Split, Task
 

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from reidkit.calibration import Range
-from reidkit.train.quantization import EngineKind
+from reidkit.calibration import EngineKind, Range
 
 _SIGNED = 127  # -128 is not used: a grid around 0 has as many steps below it as above
 _UNSIGNED = 255

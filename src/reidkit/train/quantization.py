@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reidkit.calibration import Range, RoundedLayer
+from reidkit.calibration import EngineKind, Range, RoundedLayer
 from reidkit.errors import ConfigError
 from reidkit.train.settings import at_least, fraction
-
-EngineKind = Literal["cpu", "tensorrt"]
-"""Whose graph is imitated: "cpu" of ONNX Runtime and OpenVINO, "tensorrt" of every TensorRT."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reidkit.calibration import Range
-from reidkit.deploy.quantize.placement import EngineKind
+from reidkit.calibration import EngineKind, Range
 
 LEVELS = 255
 """Steps across an unsigned grid; a signed one has 127 to either side, and leaves -128 out so that it is symmetric."""

@@ -12,17 +12,14 @@ statistics of instance normalisations, gates, pooling, GeM's power, neck and emb
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 import onnx
 from onnx import TensorProto
 
-from reidkit.calibration import RoundedLayer
+from reidkit.calibration import EngineKind, RoundedLayer
 from reidkit.deploy.graph_links import Links, ValueType, attribute, is_point, positionless, value_table
 from reidkit.errors import ModelError
 from reidkit.onnx_file import is_standard
-
-EngineKind = Literal["cpu", "tensorrt"]
 
 PLACEMENT = 1
 """One more whenever the same graph gets other layers or values: a table that was made before no longer fits."""

@@ -10,7 +10,7 @@ import onnx
 
 from reidkit.atomic import output_file
 from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MODEL, Bundle, file_sha256, replace_files
-from reidkit.calibration import Calibration, Range, calibration_bytes, parse_calibration
+from reidkit.calibration import Calibration, EngineKind, Range, calibration_bytes, parse_calibration
 from reidkit.deploy.quantize.calibrate import (
     IMAGES,
     calibration_of,
@@ -20,7 +20,7 @@ from reidkit.deploy.quantize.calibrate import (
 )
 from reidkit.deploy.quantize.emit import quantized_graph
 from reidkit.deploy.quantize.pictures import Pictures
-from reidkit.deploy.quantize.placement import PLACEMENT, EngineKind, grid_names, place
+from reidkit.deploy.quantize.placement import PLACEMENT, grid_names, place
 from reidkit.deploy.quantize.tensorrt_cache import calibration_cache
 from reidkit.deploy.verify import Parity, check_parity
 from reidkit.errors import BundleError
