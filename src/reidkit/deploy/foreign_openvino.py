@@ -31,13 +31,12 @@ from reidkit.deploy.foreign_proof import (
     with_largest_batch,
     write_foreign,
 )
+from reidkit.deploy.openvino_ir import WEIGHTS_SUFFIX
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
 from reidkit.manifest import LicenceClass
 from reidkit.runtime.contract import CROPS, EMBEDDINGS, engine_words
 from reidkit.types import InputSpec, Precision, Progress, Task, no_progress
-
-SUFFIX, WEIGHTS_SUFFIX = ".xml", ".bin"
 
 _IMAGE_TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 _FLOATS = ("f16", "f32", "f64")

@@ -245,15 +245,14 @@ def _for_tensorrt(
     """For TensorRT: inputs of layers, and of a sum the one that comes past them."""
     by_weight_and_input = {(layer.weight, layer.input) for layer in layers}
     place_of = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    readers: dict[str, set[str]] = {}
-    for node in graph.node:
-        if len(node.input) > 1 and (node.input[1], node.input[0]) in by_weight_and_input:
-            readers.setdefault(node.input[0], set()).add(node.output[0])
     made_by_layer = {
         node.output[0]: node.input[0]
         for node in graph.node
         if len(node.input) > 1 and (node.input[1], node.input[0]) in by_weight_and_input
     }
+    readers: dict[str, set[str]] = {}
+    for result, source in made_by_layer.items():
+        readers.setdefault(source, set()).add(result)
     for node in graph.node:
         if is_standard(node, "Add") and all(_is_float_map(name, table) for name in node.input):
             past = _past_the_layers(node, links, made_by_layer, place_of)
