@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 
 from reidkit.architecture import in_words
-from reidkit.atomic import check_free, output_file
+from reidkit.atomic import output_file
 from reidkit.bundle import Bundle
 from reidkit.deploy.network.caffe_layers import DATA, EMBEDDING, CaffeLayers
 from reidkit.deploy.network.description import describable, write_network
 from reidkit.deploy.network.weights import read_tensors
-from reidkit.errors import ConfigError, ModelError
+from reidkit.deploy.two_files import places_of
+from reidkit.errors import ModelError
 from reidkit.manifest import Manifest
 
 SUFFIX, WEIGHTS_SUFFIX = ".prototxt", ".caffemodel"
@@ -32,17 +33,7 @@ def write_caffe(bundle: Bundle, out: Path | str, *, overwrite: bool = False) -> 
             that do not fit the architecture.
         OutputError: a place is taken or cannot be written to, or the disk is full.
     """
-    out = Path(out)
-    if out.suffix != SUFFIX:
-        raise ConfigError(
-            "Cannot write Caffe files under this name",
-            got=out.name,
-            expected=f"NAME{SUFFIX}; NAME{WEIGHTS_SUFFIX} is written beside it",
-            fix=f"call it {out.with_suffix(SUFFIX).name}",
-        )
-    weights = out.with_suffix(WEIGHTS_SUFFIX)
-    for file in (out, weights):
-        check_free(file, overwrite=overwrite)
+    out, weights = places_of(out, "Caffe files", SUFFIX, WEIGHTS_SUFFIX, overwrite=overwrite)
     manifest = bundle.manifest
     layers = _network(bundle)
     data = layers.caffemodel(manifest.name)

@@ -7,10 +7,11 @@ from tempfile import TemporaryDirectory
 
 import openvino
 
-from reidkit.atomic import check_free, output_file
+from reidkit.atomic import output_file
 from reidkit.bundle import IR_MODEL, IR_WEIGHTS, Bundle, Golden
+from reidkit.deploy.two_files import places_of
 from reidkit.deploy.verify import Parity, check_parity
-from reidkit.errors import ConfigError, ModelError
+from reidkit.errors import ModelError
 from reidkit.runtime import load
 from reidkit.runtime.contract import Opening, engine_words, runnable_graph
 from reidkit.types import Precision
@@ -38,17 +39,7 @@ def write_ir(bundle: Bundle, out: Path | str, *, precision: Precision | None = N
         ModelError: OpenVINO cannot read the graph, or what it writes does not give the golden embeddings.
         OutputError: a place is taken or cannot be written to, or the disk is full.
     """
-    out = Path(out)
-    if out.suffix != SUFFIX:
-        raise ConfigError(
-            "Cannot write OpenVINO IR under this name",
-            got=out.name,
-            expected=f"NAME{SUFFIX}; NAME{WEIGHTS_SUFFIX} is written beside it",
-            fix=f"call it {out.with_suffix(SUFFIX).name}",
-        )
-    weights = out.with_suffix(WEIGHTS_SUFFIX)
-    for file in (out, weights):
-        check_free(file, overwrite=overwrite)
+    out, weights = places_of(out, "OpenVINO IR", SUFFIX, WEIGHTS_SUFFIX, overwrite=overwrite)
     graph = runnable_graph(bundle, Opening("openvino", "cpu", precision=precision), "float16")
     half = graph.precision == "float16" and bundle.manifest.precision == "float32"
     with TemporaryDirectory() as folder:
