@@ -38,6 +38,7 @@ from reidkit.deploy.verify import check_accuracy, measure_on
 from reidkit.imaging import load_crop
 from reidkit.report.quantization_plot import CalibrationRow, Level, write_calibration_plot
 from reidkit.runtime import load
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import Split
 
 _METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile", "mse")
@@ -117,7 +118,7 @@ def quantised_files(
     if importlib.util.find_spec("nncf") is not None:
         import nncf  # pyright: ignore[reportMissingImports]  (a comparison, where somebody has it)
 
-        source = openvino.Core().read_model(str(bundle.model))
+        source = CORE.read_model(str(bundle.model))
         yield "nncf", nncf.quantize(source, nncf.Dataset([crop[None] for crop in train]), subset_size=len(train))
 
 
@@ -142,10 +143,9 @@ def on_onnxruntime(graph: bytes | openvino.Model, threads: int) -> Run:
 
 
 def on_openvino(graph: bytes | openvino.Model, threads: int) -> Run:
-    core = openvino.Core()
-    model = core.read_model(graph) if isinstance(graph, bytes) else graph
+    model = CORE.read_model(graph) if isinstance(graph, bytes) else graph
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    request = CORE.compile_model(model, "CPU", config).create_infer_request()
     return lambda crops: request.infer({0: crops})[0].copy()
 
 

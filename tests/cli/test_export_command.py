@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -14,6 +13,7 @@ from osnet_bundle import write_osnet
 from reidkit.bundle import Golden, write_bundle
 from reidkit.export import torch_export, weights_file
 from reidkit.manifest import Embedding, Manifest
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import InputSpec
 
 
@@ -123,7 +123,7 @@ def test_a_bundle_becomes_openvino_ir(run, colors, tmp_path):
     assert status == 0
     assert " ".join(printed.split()) == f"wrote {out} and small.bin, which belongs to it"
     crops = colors.golden().crops
-    got = openvino.Core().compile_model(str(out), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(crops)[0]
+    got = CORE.compile_model(str(out), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(crops)[0]
     np.testing.assert_allclose(got, crops.mean(axis=(1, 2)) @ HEAD.astype(np.float16), rtol=1e-4, atol=1e-3)
     assert run("export", colors.path, "--out", tmp_path / "full.xml")[0] == 0
     assert (tmp_path / "full.bin").stat().st_size > 1.5 * (tmp_path / "small.bin").stat().st_size

@@ -13,6 +13,7 @@ from reidkit.deploy import openvino_ir
 from reidkit.deploy.openvino_ir import write_ir
 from reidkit.errors import BundleError, ConfigError, ModelError, OutputError, RuntimeMissing
 from reidkit.manifest import Embedding, Manifest
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import InputSpec
 
 HEAD = np.random.default_rng(7).normal(size=(3, 64)).astype(np.float32)
@@ -62,7 +63,7 @@ def bundle(tmp_path) -> Bundle:
 
 
 def run(file: Path, crops: np.ndarray = CROPS) -> np.ndarray:
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = CORE.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert [sorted(port.get_names()) for port in (*compiled.inputs, *compiled.outputs)] == [["crops"], ["embeddings"]]
     return compiled({"crops": crops})["embeddings"]
 
@@ -104,7 +105,7 @@ def test_int8_is_the_quantised_graph(bundle, tmp_path):
 
 def test_what_does_not_give_the_golden_embeddings_gets_no_name(bundle, tmp_path, monkeypatch):
     def other(file, folder, **_):
-        model = openvino.Core().read_model(str(file))
+        model = CORE.read_model(str(file))
         (head,) = [node for node in model.get_ops() if node.get_friendly_name() == "head"]
         head.output(0).replace(openvino.opset13.constant(1.1 * HEAD).output(0))
         openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)

@@ -17,6 +17,7 @@ from reidkit.models.checkpoint import load_deployed
 from reidkit.runtime import ENGINES
 from reidkit.runtime.contract import check_crops, run_in_batches
 from reidkit.runtime.openvino import OpenVinoEmbedder
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import Embedder, EmbedderSpec, InputSpec
 
 NAMES = ["onnxruntime", "openvino", "pytorch"]
@@ -221,7 +222,7 @@ def test_engines_may_be_called_from_several_threads(embedder):
 
 
 def test_openvino_on_a_device_that_is_not_there(tiny_bundle):
-    listed = ", ".join(openvino.Core().available_devices)
+    listed = ", ".join(CORE.available_devices)
     with pytest.raises(RuntimeMissing, match=rf"OpenVINO sees no device MOON\n  expected: one of {listed}"):
         reidkit.load(tiny_bundle, "openvino", device="moon")
 

@@ -1,4 +1,5 @@
 import importlib.util
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from reidkit.errors import BundleError, ConfigError, RuntimeMissing
 from reidkit.runtime import ENGINES, RUNTIMES, Engine, RuntimeName, installed, load
 from reidkit.runtime.engine_facts import graph_digest
 from reidkit.runtime.openvino import OpenVinoEmbedder
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import Embedder
 from small_bundle import write
 
@@ -221,7 +223,7 @@ class Device(openvino.Core):
 
 
 def test_openvino_computes_in_16_bits_where_the_device_offers_it(make_bundle, monkeypatch):
-    monkeypatch.setattr(openvino, "Core", Device)
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
     spec = load(make_bundle(), "openvino", precision="float16").spec
     assert (spec.precision, Device.asked["INFERENCE_PRECISION_HINT"]) == ("float16", "f16")
 
@@ -237,7 +239,7 @@ def test_openvino_computes_in_16_bits_where_the_device_offers_it(make_bundle, mo
 def test_openvino_computes_in_nothing_else_where_it_does_not(
     quantized, monkeypatch, precision, offered, refused, known
 ):
-    monkeypatch.setattr(openvino, "Core", Device)
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
     monkeypatch.setattr(Device, "offered", offered)
     with pytest.raises(RuntimeMissing) as caught:
         load(quantized, "openvino", precision=precision)
@@ -329,7 +331,7 @@ class Compiled:
 def test_for_throughput_a_call_is_cut_into_pieces(make_bundle, hint, batch, pieces):
     bundle = make_bundle(batch=batch)
     spec = load(bundle, "openvino").spec
-    compiled = Compiled(openvino.Core().compile_model(str(bundle.model), "CPU"))
+    compiled = Compiled(CORE.compile_model(str(bundle.model), "CPU"))
     with as_installed():
         embedder = OpenVinoEmbedder(compiled, spec, hint)
         for n, sizes in pieces.items():
@@ -346,9 +348,7 @@ def test_pieces_are_whole_batches_and_none_is_empty(make_bundle, monkeypatch):
     run, pieces = OpenVinoEmbedder._run, []
     monkeypatch.setattr(OpenVinoEmbedder, "_run", lambda self, crops: pieces.append(len(crops)) or run(self, crops))
     with as_installed():
-        embedder = OpenVinoEmbedder(
-            Compiled(openvino.Core().compile_model(str(bundle.model), "CPU")), spec, "throughput"
-        )
+        embedder = OpenVinoEmbedder(Compiled(CORE.compile_model(str(bundle.model), "CPU")), spec, "throughput")
         for count, expected in ((5, [1, 4]), (9, [1, 4, 4]), (14, [4, 4, 6])):
             crops = np.random.default_rng(count).integers(0, 256, (count, 4, 2, 3), dtype=np.uint8)
             np.testing.assert_allclose(embedder.embed(crops), crops.mean(axis=(1, 2)), rtol=1e-5)
@@ -366,13 +366,29 @@ def test_calls_of_several_threads_share_the_requests(make_bundle):
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
 def test_openvino_is_told_the_hint_and_the_threads(make_bundle, monkeypatch, hint):
-    monkeypatch.setattr(openvino, "Core", Device)
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
     load(make_bundle(), "openvino", hint=hint, threads=1)
     assert Device.asked == {
         "PERFORMANCE_HINT": hint.upper(),
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": 1,
     }
+
+
+def test_a_signal_after_two_openvino_engines_is_only_a_signal(make_bundle):
+    """Cores of their own would leave a stack for signals behind that is there no more; see `runtime.openvino_core`."""
+    script = """if True:
+        import signal, sys
+        import reidkit
+        engines = [reidkit.load(sys.argv[1], "openvino") for _ in range(2)]
+        while engines:
+            engines.pop(0)
+        signal.signal(signal.SIGINT, lambda *_: print("a signal"))
+        signal.raise_signal(signal.SIGINT)
+    """
+    program = [sys.executable, "-c", script, str(make_bundle().path)]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "a signal\n"), ended.stderr
 
 
 def test_a_graph_of_its_own_precision_is_run_in_that_alone(make_bundle):

@@ -1,28 +1,8 @@
 """People to learn, drawn once; and one thread, since crops this small are not worth sharing out."""
 
-import ctypes
-import sys
-
 import pytest
 import tiny_runs
 import torch
-
-_DISABLED = 2  # SS_DISABLE
-
-
-class _Stack(ctypes.Structure):
-    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@pytest.fixture(autouse=True)
-def _no_alternate_stack():
-    """A signal that a test sends to itself is handled on the thread's own stack.
-
-    A library leaves another behind that it has freed, and the next signal ends the process: seen where OpenVINO ran
-    after PyTorch's compiler.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, _DISABLED, 0)), None)
 
 
 @pytest.fixture(scope="package", autouse=True)

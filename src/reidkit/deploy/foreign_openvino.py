@@ -36,6 +36,7 @@ from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
 from reidkit.manifest import LicenceClass
 from reidkit.runtime.contract import CROPS, EMBEDDINGS, engine_words
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import InputSpec, Precision, Progress, Task, no_progress
 
 _IMAGE_TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
@@ -165,7 +166,7 @@ def _read(file: Path) -> openvino.Model:
             got = f"{file.stat().st_size:,} bytes that begin with {head[:24]!r}"
             raise ModelError(f"{path} is not {what}", got=got, expected="XML with <net ...>", fix="check the path")
     try:
-        return openvino.Core().read_model(str(file), str(weights))
+        return CORE.read_model(str(file), str(weights))
     except Exception as error:  # a RuntimeError, whatever it is
         raise ModelError(
             f"openvino {openvino.__version__} cannot read {file} with {weights.name}",
@@ -219,7 +220,7 @@ def _name(port: openvino.Output) -> str:
 
 def _compiled(network: openvino.Model, file: Path) -> openvino.CompiledModel:
     try:
-        return openvino.Core().compile_model(network, "CPU", _FLOAT32)
+        return CORE.compile_model(network, "CPU", _FLOAT32)
     except Exception as error:
         raise ModelError(
             f"openvino {openvino.__version__} cannot run {file}",
@@ -298,6 +299,6 @@ def _running(graph: IrGraph) -> Run:
         xml, weights = Path(folder, IR_MODEL), Path(folder, IR_WEIGHTS)
         xml.write_bytes(graph.xml)
         weights.write_bytes(graph.weights)
-        compiled = openvino.Core().compile_model(str(xml), "CPU", _FLOAT32)
+        compiled = CORE.compile_model(str(xml), "CPU", _FLOAT32)
     request = compiled.create_infer_request()
     return lambda crops: request.infer({0: crops})[0].copy()

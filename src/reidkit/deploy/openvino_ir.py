@@ -14,6 +14,7 @@ from reidkit.deploy.verify import Parity, check_parity
 from reidkit.errors import ModelError
 from reidkit.runtime import load
 from reidkit.runtime.contract import Opening, engine_words, runnable_graph
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import Precision
 
 SUFFIX, WEIGHTS_SUFFIX = ".xml", ".bin"
@@ -61,7 +62,7 @@ def write_ir(bundle: Bundle, out: Path | str, *, precision: Precision | None = N
 
 def _save(graph: Path, folder: Path, *, name: str, half: bool) -> None:
     try:
-        model = openvino.Core().read_model(str(graph))
+        model = CORE.read_model(str(graph))
         model.set_friendly_name(name)
         openvino.save_model(model, str(folder / IR_MODEL), compress_to_fp16=half)
     except Exception as error:  # a RuntimeError, whatever it is

@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from reidkit.bundle import Bundle
 from reidkit.errors import RuntimeMissing
 from reidkit.runtime.contract import Hint, Opening, check_crops, run_in_batches, runnable_graph, spec_of
+from reidkit.runtime.openvino_core import CORE
 from reidkit.types import EmbedderSpec, Precision
 
 _CAPABILITIES: dict[Precision, tuple[str, str]] = {
@@ -67,19 +68,18 @@ def open_embedder(bundle: Bundle, opening: Opening) -> OpenVinoEmbedder:
             no graph of it.
     """
     graph = runnable_graph(bundle, opening, "float16", "bfloat16")
-    core = openvino.Core()
     name = opening.device.upper()
     # "GPU" is the first of "GPU.0" and "GPU.1".
-    if not any(found == name or found.startswith(f"{name}.") for found in core.available_devices):
-        raise RuntimeMissing(f"OpenVINO sees no device {name}", expected=f"one of {', '.join(core.available_devices)}")
+    if not any(found == name or found.startswith(f"{name}.") for found in CORE.available_devices):
+        raise RuntimeMissing(f"OpenVINO sees no device {name}", expected=f"one of {', '.join(CORE.available_devices)}")
     hint: Hint = opening.hint or "latency"
     config: dict[str, object] = {
         "PERFORMANCE_HINT": hint.upper(),
-        "INFERENCE_PRECISION_HINT": _arithmetic(core, name, bundle.manifest.precision, graph.precision),
+        "INFERENCE_PRECISION_HINT": _arithmetic(name, bundle.manifest.precision, graph.precision),
     }
     if opening.threads is not None:
         config["INFERENCE_NUM_THREADS"] = opening.threads
-    compiled = core.compile_model(str(graph.file), name, config)
+    compiled = CORE.compile_model(str(graph.file), name, config)
     spec = spec_of(
         bundle.manifest,
         runtime=opening.runtime,
@@ -90,13 +90,13 @@ def open_embedder(bundle: Bundle, opening: Opening) -> OpenVinoEmbedder:
     return OpenVinoEmbedder(compiled, spec, hint)
 
 
-def _arithmetic(core: openvino.Core, device: str, own: Precision, asked: Precision) -> str:
+def _arithmetic(device: str, own: Precision, asked: Precision) -> str:
     """The hint for the arithmetic of maps. Without one OpenVINO takes bfloat16 by itself where a processor has it.
 
     A graph whose own weights are float16 or bfloat16 says itself where it rounds: what is between is float32.
     """
     arithmetic: Precision = "float32" if asked == own != "int8" else asked
-    offered = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    offered = CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
     capability, hint = _CAPABILITIES[arithmetic]
     if capability not in offered:
         known = [precision for precision, (word, _) in _CAPABILITIES.items() if word in offered]

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import helper
 
@@ -18,6 +17,7 @@ from reidkit.deploy.quantize.emit import quantized_graph
 from reidkit.deploy.quantize.placement import place
 from reidkit.errors import ModelError
 from reidkit.runtime.flavour import open_flavour
+from reidkit.runtime.openvino_core import CORE
 from rounded_graphs import (
     constants,
     emitted,
@@ -48,9 +48,8 @@ def pooled(value):
 
 
 def through_openvino(model, feeds):
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString(), b""),
+    compiled = CORE.compile_model(
+        CORE.read_model(model.SerializeToString(), b""),
         "CPU",
         {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"},
     )
