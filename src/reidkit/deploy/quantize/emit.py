@@ -9,6 +9,7 @@ from onnx import helper
 from reidkit.calibration import Calibration
 from reidkit.deploy.graph_links import Links, copied, copied_node, drop_unused, free_name, replace_all
 from reidkit.deploy.quantize.grids import Grid, grid_of, rounded, steps_for
+from reidkit.deploy.quantize.pixel_rows import arithmetic_in_rows
 from reidkit.deploy.quantize.placement import Layer, Placement
 from reidkit.errors import ModelError
 
@@ -30,6 +31,8 @@ def quantized_graph(model: onnx.ModelProto, placement: Placement, table: Calibra
         ModelError: a range or steps are missing, or the steps are not as many as the layer's outputs.
     """
     result = copied(model)
+    if placement.kind == "cpu":
+        arithmetic_in_rows(result.graph)
     emitter = _Emitter(result, placement, table)
     for value in result.graph.input:
         emitter.round(value.name)
