@@ -110,19 +110,22 @@ def _freed(sizes: np.ndarray, batch: int, *, literal_zero: bool) -> np.ndarray |
 def _preprocessing(
     spec: InputSpec, image: ImageInput, target: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """`(pixel / scale - mean) / std` as one Mul and one Sub over the last axis, then the network's layout and type."""
+    """The network's layout, `(pixel / scale - mean) / std` as one Mul and one Sub by channel, then its type."""
     std, mean = np.array(spec.std, dtype=np.float64), np.array(spec.mean, dtype=np.float64)
-    constants = [
-        numpy_helper.from_array((1 / (spec.scale * std)).astype(np.float32), _FACTOR),
-        numpy_helper.from_array((mean / std).astype(np.float32), _OFFSET),
-    ]
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [("Cast", [], _PIXELS, {"to": TensorProto.FLOAT})]
+    axis, by_channel = 3, (3,)
+    if image.layout == "nchw":
+        # First, for numbers that change from one value to the next cost engines ten times the time.
+        steps.append(("Transpose", [], _ARRANGED, {"perm": [0, 3, 1, 2]}))
+        axis, by_channel = 1, (3, 1, 1)
+    constants = [
+        numpy_helper.from_array((1 / (spec.scale * std)).astype(np.float32).reshape(by_channel), _FACTOR),
+        numpy_helper.from_array((mean / std).astype(np.float32).reshape(by_channel), _OFFSET),
+    ]
     if spec.color == "bgr":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], dtype=np.int64), _BGR))
-        steps.append(("Gather", [_BGR], _ORDERED, {"axis": 3}))
+        steps.append(("Gather", [_BGR], _ORDERED, {"axis": axis}))
     steps += [("Mul", [_FACTOR], _SCALED, {}), ("Sub", [_OFFSET], _CENTRED, {})]
-    if image.layout == "nchw":
-        steps.append(("Transpose", [], _ARRANGED, {"perm": [0, 3, 1, 2]}))
     if image.dtype == np.float16:
         steps.append(("Cast", [], target, {"to": TensorProto.FLOAT16}))
     nodes, value = [], CROPS

@@ -86,6 +86,12 @@ def test_what_others_read_stays_where_it_is():
     assert operators == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose", "Mul", "Conv"]
 
 
+def test_whoever_asks_for_sizes_is_in_nobodys_way():
+    asks = [("Shape", "floats", "sizes"), ("Shape", "crops", "others")]
+    operators = moved(graph_of(CAST, *asks, TURN, ("Mul", "turned factor", "a"), outputs=("y", "sizes", "others")))
+    assert operators == ["Cast", "Reshape", "Mul", "Reshape", "Transpose", "Shape", "Shape", "Conv"]
+
+
 def test_a_turn_that_swaps_height_and_width():
     operators = moved(graph_of(CAST, TURN, ("Mul", "turned factor", "a"), perm=(0, 3, 2, 1)))
     assert operators == ["Cast", "Reshape", "Mul", "Reshape", "Transpose", "Conv"]

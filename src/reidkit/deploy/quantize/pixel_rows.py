@@ -27,9 +27,10 @@ def arithmetic_in_rows(graph: onnx.GraphProto) -> None:
     """
     links, crops = Links(graph), graph.input[0]
     sizes = [dim.dim_value for dim in crops.type.tensor_type.shape.dim]
-    cast = _only_reader(links, crops.name)
-    if len(sizes) != 4 or not all(sizes[1:]) or cast is None or attribute(cast, "to") != TensorProto.FLOAT:
+    casts = [node for node in links.readers.get(crops.name, ()) if attribute(node, "to") == TensorProto.FLOAT]
+    if len(sizes) != 4 or not all(sizes[1:]) or len(casts) != 1:
         return
+    (cast,) = casts
     height, width, channels = sizes[1:]
     steps = _steps(links, cast.output[0], channels)
     while steps and steps[-1].factors is None:
@@ -81,7 +82,9 @@ class _Step:
 def _steps(links: Links, value: str, channels: int) -> list[_Step]:
     """What is done to pixels alone, one after the other, from a value with channels last."""
     axis, order, steps = 3, np.arange(channels), []
-    while (node := _only_reader(links, value)) is not None:
+    readers = [node for node in links.readers.get(value, ()) if node.op_type != "Shape"]  # the value itself stays
+    node = readers[0] if len(readers) == 1 and value not in links.pinned else None
+    while node is not None:
         if node.op_type == "Transpose":
             axis = attribute(node, "perm", [3, 2, 1, 0]).index(axis)
             steps.append(_Step(node))
@@ -93,7 +96,7 @@ def _steps(links: Links, value: str, channels: int) -> list[_Step]:
             steps.append(_Step(node, factors[np.argsort(order)], place))
         else:
             break
-        value = node.output[0]
+        node = _only_reader(links, node.output[0])
     return steps
 
 
