@@ -1,7 +1,7 @@
 """The prefetching of batches, without a GPU: with a lane that does everything as late as it may."""
 
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 
 import numpy as np
@@ -61,23 +61,22 @@ def test_every_batch_comes_whole_and_in_order(count):
 
 
 def test_two_batches_are_on_their_way_while_one_is_worked_on(monkeypatch):
-    gather, full = prefetch.gather, threading.Semaphore(0)
+    filled = []
 
-    def counted(crops, indices, out):
-        gather(crops, indices, out)
-        full.release()
+    class Noted(ThreadPoolExecutor):
+        def submit(self, *call):
+            filled.append(super().submit(*call))
+            return filled[-1]
 
-    monkeypatch.setattr(prefetch, "gather", counted)
+    monkeypatch.setattr(prefetch, "ThreadPoolExecutor", Noted)
     lane = LateLane()
     with closing(prefetched(CROPS, batches(20), lane)) as stream:
         next(stream)
-        for _ in range(2 * AHEAD + 1):
-            assert full.acquire(timeout=10)  # filled while the first one is worked on
+        assert len(filled) == 2 * AHEAD + 1
         for worked_on in range(2, 16):
-            time.sleep(0.01)  # a thread says that it is done a moment after it is
+            assert not wait(filled, timeout=30).not_done  # while the one before is worked on
             next(stream)
             assert lane.sent == worked_on + AHEAD
-            assert full.acquire(timeout=10)
 
 
 def test_slow_gathering_does_not_hold_back_what_is_ready(monkeypatch):
