@@ -22,19 +22,24 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _draw_anew(name: str, node: pytest.Item | pytest.Collector) -> None:
-    """All that draws begins where `name` says: also the generators which the node's module holds."""
-    seed = zlib.crc32(name.encode())
+    """All that draws begins where `name` says: also the generators which the node's module holds, each elsewhere."""
+
+    def seed_of(name: str) -> int:
+        return zlib.crc32(name.encode())
+
+    seed = seed_of(name)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for the libraries that draw from it
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
     module = node.getparent(pytest.Module)
-    for value in vars(module.module).values() if module else ():
+    for key, value in vars(module.module).items() if module else ():
         if isinstance(value, np.random.Generator):
-            value.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+            value.bit_generator.state = type(value.bit_generator)(seed_of(f"{name} {key}")).state
 
 
-# What a fixture or a test draws does not depend on what ran before it in this process.
+# What a fixture or a test draws does not depend on what ran before it in this process. Generators of helpers would not
+# begin anew: let tests hold them.
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> None:
     _draw_anew(fixturedef.argname, request.node)

@@ -208,7 +208,7 @@ def test_a_new_calibration_is_another_graph_for_engines_in_int8_alone(make_bundl
     assert len(set(digests[1])) == 3
 
 
-class Device(openvino.Core):
+class Device(openvino.Core):  # noqa: TID251
     """A processor that says it computes in float16 too; what it was asked for is kept, and done in float32."""
 
     offered = ("FP32", "FP16")

@@ -115,7 +115,7 @@ def _preprocessing(
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [("Cast", [], _PIXELS, {"to": TensorProto.FLOAT})]
     axis, by_channel = 3, (3,)
     if image.layout == "nchw":
-        # First, for numbers that change from one value to the next cost engines ten times the time.
+        # The turn comes first: factors that change with every value take engines ten times as long.
         steps.append(("Transpose", [], _ARRANGED, {"perm": [0, 3, 1, 2]}))
         axis, by_channel = 1, (3, 1, 1)
     constants = [

@@ -20,6 +20,15 @@ WEIGHTS = {
     "offset": np.array([-1, 0.3, 7], np.float32).reshape(3, 1, 1),
     "two": np.float32(2),
     "four": np.full((1, 1, 1, 1), 4, np.float32),
+    "deep": np.full((1, 1, 1, 1, 1), 4, np.float32),
+    "green": np.array(1),
+    "by_first": np.array([0.5, 2, 3], np.float32).reshape(3, 1, 1, 1),
+    "back": np.array([-1, 3, HEIGHT, WIDTH]),
+    "one_channel": np.array([-1, 1, HEIGHT, WIDTH]),
+    "begin": np.array([0]),
+    "all": np.array([3]),
+    "third_last": np.array([-3]),
+    "last_axis": np.array([-1]),
     "row": np.linspace(0, 1, WIDTH, dtype=np.float32),
     "last": np.array([0.1, 5, -2], np.float32),
     "bgr": np.array([2, 1, 0]),
@@ -35,10 +44,24 @@ CAST, TURN = ("Cast", "crops", "floats"), ("Transpose", "floats", "turned")
 
 
 def graph_of(*nodes, size=("n", HEIGHT, WIDTH, 3), outputs=("y",), perm=(0, 3, 1, 2), axis=1):
-    """Nodes as (operator, inputs, result), in a row, and a convolution of what the last makes."""
-    options = {"Cast": {"to": TensorProto.FLOAT}, "Transpose": {"perm": perm}, "Gather": {"axis": axis}}
+    """Nodes as (operator, inputs, result), in a row, and a convolution of what the last makes.
+
+    A Reverse is a Transpose that leaves out `perm`.
+    """
+    options = {
+        "Cast": {"to": TensorProto.FLOAT},
+        "Transpose": {"perm": perm},
+        "Gather": {"axis": axis},
+        "Concat": {"axis": 1},
+    }
     made = [
-        helper.make_node(operator, inputs.split(), [result], result, **options.get(operator, {}))
+        helper.make_node(
+            "Transpose" if operator == "Reverse" else operator,
+            inputs.split(),
+            [result],
+            result,
+            **options.get(operator, {}),
+        )
         for operator, inputs, result in (*nodes, ("Conv", f"{nodes[-1][2]} w", "y"))
     ]
     graph = helper.make_graph(
@@ -110,6 +133,38 @@ def test_channels_in_another_order_keep_their_numbers(swap):
     assert operators == ["Cast", "Reshape", "Mul", "Add", "Reshape", "Transpose", swap[0], "Conv"]
 
 
+def test_axes_are_counted_from_the_end_too():
+    chain = [("Gather", "turned bgr", "a"), ("Slice", "a start end third_last step", "b"), ("Mul", "b factor", "c")]
+    operators = moved(graph_of(CAST, TURN, *chain, axis=-3))
+    assert operators == ["Cast", "Reshape", "Mul", "Reshape", "Transpose", "Gather", "Slice", "Conv"]
+
+
+def test_a_turn_without_an_order_is_the_other_way_round():
+    chain = [("Reverse", "floats", "a"), ("Mul", "a by_first", "b"), ("Reverse", "b", "c"), ("Transpose", "c", "d")]
+    operators = moved(graph_of(CAST, *chain))
+    assert operators == ["Cast", "Reshape", "Mul", "Reshape", "Transpose", "Transpose", "Transpose", "Conv"]
+
+
+def test_names_that_a_network_has_already():
+    moved(graph_of(CAST, TURN, ("Mul", "turned factor", "rows"), ("Add", "rows offset", "pixels")))
+
+
+def test_operators_of_others_are_not_known():
+    model = graph_of(CAST, TURN, ("Mul", "turned factor", "a"))
+    model.graph.node[2].domain = "somebody"
+    before = copied(model)
+    arithmetic_in_rows(model.graph)
+    assert model == before
+
+
+def test_crops_without_sizes_stay_as_they_are():
+    model = graph_of(CAST, TURN, ("Mul", "turned factor", "a"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    before = copied(model)
+    arithmetic_in_rows(model.graph)
+    assert model == before
+
+
 def test_arithmetic_on_channels_last_is_by_rows_too():
     """Of foreign networks reidkit writes it so."""
     chain = [("Gather", "floats bgr", "a"), ("Mul", "a last", "b"), ("Sub", "b last", "c"), ("Transpose", "c", "d")]
@@ -125,11 +180,25 @@ def test_arithmetic_on_channels_last_is_by_rows_too():
         ([CAST, TURN, ("Mul", "turned row", "a")], {}),
         ([CAST, TURN, ("Gather", "turned twice_red", "a"), ("Mul", "a factor", "b")], {}),
         ([CAST, TURN, ("Gather", "turned bgr", "a")], {}),
+        ([CAST, TURN, ("Slice", "turned begin all axis", "a"), ("Mul", "a two", "b")], {}),
+        ([CAST, TURN, ("Slice", "turned start end last_axis step", "a"), ("Mul", "a factor", "b")], {}),
         ([CAST, TURN, ("Mul", "turned turned", "a")], {}),
         ([CAST, TURN, ("Mul", "turned factor", "a")], {"outputs": ("y", "turned")}),
         ([CAST, TURN, ("Mul", "turned factor", "a")], {"outputs": ("y", "floats")}),
         ([CAST, TURN, ("Mul", "turned factor", "a")], {"size": ("n", "h", "w", 3)}),
         ([("Transpose", "crops", "turned"), ("Cast", "turned", "b"), ("Mul", "b factor", "c")], {}),
+        ([CAST, TURN, ("Mul", "turned deep", "a"), ("Reshape", "a back", "b")], {}),
+        (
+            [
+                CAST,
+                TURN,
+                ("Gather", "turned green", "a"),
+                ("Mul", "a two", "b"),
+                ("Reshape", "b one_channel", "c"),
+                ("Concat", "c c c", "d"),
+            ],
+            {},
+        ),
     ],
 )
 def test_graphs_that_begin_otherwise_stay_as_they_are(nodes, options):

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from reidkit.deploy.graph_links import Links, attribute, copied_node, free_name, replace_all
+from reidkit.onnx_file import is_standard
 
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
@@ -27,8 +28,8 @@ def arithmetic_in_rows(graph: onnx.GraphProto) -> None:
     """
     links, crops = Links(graph), graph.input[0]
     sizes = [dim.dim_value for dim in crops.type.tensor_type.shape.dim]
-    casts = [node for node in links.readers.get(crops.name, ()) if attribute(node, "to") == TensorProto.FLOAT]
-    if len(sizes) != 4 or not all(sizes[1:]) or len(casts) != 1:
+    casts = [node for node in links.readers.get(crops.name, ()) if is_standard(node, "Cast")]
+    if len(sizes) != 4 or not all(sizes[1:]) or [attribute(cast, "to") for cast in casts] != [TensorProto.FLOAT]:
         return
     (cast,) = casts
     height, width, channels = sizes[1:]
@@ -47,6 +48,7 @@ def arithmetic_in_rows(graph: onnx.GraphProto) -> None:
         nodes.append(node)
 
     def reshape(name: str, *shape: int) -> None:
+        name = free_name(name, links.taken)
         add(helper.make_node("Reshape", ["", links.add_constant(np.array(shape), f"{name}_shape")], [name], name))
 
     reshape("rows", 0, height, width * channels)
@@ -80,11 +82,14 @@ class _Step:
 
 
 def _steps(links: Links, value: str, channels: int) -> list[_Step]:
-    """What is done to pixels alone, one after the other, from a value with channels last."""
+    """What is done to pixels alone, one after the other, from a value with channels last.
+
+    Its end may be steps that only move them.
+    """
     axis, order, steps = 3, np.arange(channels), []
     readers = [node for node in links.readers.get(value, ()) if node.op_type != "Shape"]  # the value itself stays
     node = readers[0] if len(readers) == 1 and value not in links.pinned else None
-    while node is not None:
+    while node is not None and is_standard(node, node.op_type):
         if node.op_type == "Transpose":
             axis = attribute(node, "perm", [3, 2, 1, 0]).index(axis)
             steps.append(_Step(node))
@@ -93,7 +98,7 @@ def _steps(links: Links, value: str, channels: int) -> list[_Step]:
             steps.append(_Step(node))
         elif (found := _factors(links, node, channels, axis)) is not None:
             place, factors = found
-            steps.append(_Step(node, factors[np.argsort(order)], place))
+            steps.append(_Step(node, factors[np.argsort(order)], place))  # of the crops' channels again
         else:
             break
         node = _only_reader(links, node.output[0])
@@ -101,13 +106,20 @@ def _steps(links: Links, value: str, channels: int) -> list[_Step]:
 
 
 def _swapped(links: Links, node: onnx.NodeProto, order: np.ndarray, axis: int) -> np.ndarray | None:
-    """The channels of the crops in the order that a node brings them in, as of BGR; None if it does something else."""
+    """The order that a node brings channels in, as of BGR; None if it does something else.
+
+    Args:
+        links: of the graph.
+        node: any.
+        order: of the channels that it reads, as numbers of the crops' own.
+        axis: where it reads them.
+    """
     constants: list[Any] = [links.array(name) for name in node.input[1:]]
     if not constants or any(values is None for values in constants):
         return None
-    if node.op_type == "Gather" and attribute(node, "axis", 0) == axis and constants[0].ndim == 1:
+    if node.op_type == "Gather" and attribute(node, "axis", 0) % 4 == axis and constants[0].ndim == 1:
         moved = order[constants[0]]
-    elif node.op_type == "Slice" and len(constants) == 4 and np.array_equal(constants[2], [axis]):
+    elif node.op_type == "Slice" and len(constants) == 4 and np.array_equal(constants[2] % 4, [axis]):
         moved = order[slice(*(int(values[0]) for values in (constants[0], constants[1], constants[3])))]
     else:
         return None
@@ -117,7 +129,7 @@ def _swapped(links: Links, node: onnx.NodeProto, order: np.ndarray, axis: int) -
 def _factors(links: Links, node: onnx.NodeProto, channels: int, axis: int) -> tuple[int, np.ndarray] | None:
     """The place of the only constant of arithmetic, and its values by channel."""
     places = [place for place, name in enumerate(node.input) if name in links.constants]
-    if node.op_type not in _ARITHMETIC or len(places) != 1:
+    if node.op_type not in _ARITHMETIC or not places:
         return None
     values = links.array(node.input[places[0]])
     by_channel = [channels if place == axis else 1 for place in range(4)]
