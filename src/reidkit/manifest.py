@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from reidkit.architecture import ModelSpec, read_model_spec
@@ -178,6 +179,15 @@ class Cost:
         for name, value in (("parameters", self.parameters), ("multiply_adds", self.multiply_adds or 0)):
             if not 0 <= value < 1 << 63:
                 raise ConfigError(f"The number of {name} is out of range", got=value, expected="0 to 2**63")
+
+
+CHECKPOINT = "model.safetensors"
+"""The checkpoint that a run is worth: the best network where it was measured, else the last."""
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint of a run of `reid train`; of a path that is no folder, the path."""
+    return path / CHECKPOINT if path.is_dir() else path
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ def quantized(tiny_bundle, market, tmp_path_factory):
     bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("start") / "tiny.reid"))
     pictures = pictures_of(load_split(market))
     learned = {"backbone.conv1:output": Range(0.0, 2.5)}
-    return quantize.quantize_trained(bundle, learned, pictures, floats=("backbone.layer1.0.conv1",), images=4)
+    table = quantize.trained_table(bundle, learned, pictures, images=4)
+    return quantize.quantize(bundle, quantize.kept_in_float(table, ("backbone.layer1.0.conv1",)))
 
 
 @pytest.fixture

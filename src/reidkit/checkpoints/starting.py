@@ -11,6 +11,7 @@ from reidkit.checkpoints.fit import fit
 from reidkit.checkpoints.loading import read_any
 from reidkit.checkpoints.named import without_classifier
 from reidkit.errors import ModelError
+from reidkit.manifest import checkpoint_file
 from reidkit.models.model import build_model
 
 _BACKBONE = "backbone."
@@ -57,7 +58,7 @@ def weights_file(path: Path) -> Path:
     """The file of weights in a bundle or a run of `reid train`; any other path as it is."""
     if (path / MANIFEST).is_file():
         return path / WEIGHTS
-    return path / "model.safetensors" if path.is_dir() else path
+    return checkpoint_file(path)
 
 
 def _names(container: Container, path: Path, backbone: BackboneSpec) -> tuple[dict[str, Tensor], str]:

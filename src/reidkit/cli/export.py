@@ -9,7 +9,7 @@ import typer
 from reidkit.bundle import Bundle, open_bundle
 from reidkit.cli import console, options
 from reidkit.errors import ConfigError
-from reidkit.manifest import LicenceClass
+from reidkit.manifest import CHECKPOINT, LicenceClass, checkpoint_file
 from reidkit.types import Precision
 
 _WEIGHTS = (".wts", ".safetensors")
@@ -72,7 +72,7 @@ def _warn_of_ranges(source: Path, out: Path) -> None:
     """Says that a run for eight bits has learned more than what was written."""
     from reidkit.models.checkpoint import load_ranges
 
-    file = source / "model.safetensors" if source.is_dir() else source
+    file = checkpoint_file(source)
     if not file.is_file() or load_ranges(file) is None:  # a bundle has no ranges of a run
         return
     bundle = "BUNDLE" if out.suffix in _WEIGHTS else shlex.quote(str(out))
@@ -98,7 +98,7 @@ def _to_openvino(source: Path, out: Path, precision: Precision | None, *, overwr
 
 def _bundle(source: Path, out: Path, what: str) -> Bundle:
     """The bundle that files for others are written from; a run is to be made one first."""
-    if source.suffix == ".safetensors" or (source / "model.safetensors").is_file():
+    if source.suffix == ".safetensors" or (source / CHECKPOINT).is_file():
         raise ConfigError(
             f"{what} written from a bundle",
             got=source,

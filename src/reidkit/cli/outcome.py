@@ -15,7 +15,7 @@ from reidkit.cli.verify import hold_engines
 from reidkit.deploy.verify import Parity
 from reidkit.errors import ConfigError, OutputError, ReidkitError
 from reidkit.evaluate import Report
-from reidkit.manifest import LicenceClass
+from reidkit.manifest import CHECKPOINT, LicenceClass
 from reidkit.runtime import RuntimeName, installed
 from reidkit.train.journal import LOG
 from reidkit.types import Split
@@ -157,16 +157,16 @@ def _export(run: Path, path: Path, licence: LicenceClass, *, overwrite: bool) ->
 def _quantized(run: Path, bundle: Bundle, split: Split, floats: tuple[str, ...]) -> Bundle:
     """The bundle with graphs in eight bits, where the run was for those: the checkpoint has their ranges then."""
     from reidkit.models.checkpoint import load_ranges
-    from reidkit.train.outcome import CHECKPOINT
 
     ranges = load_ranges(run / CHECKPOINT)
     if ranges is None:
         return bundle
     from reidkit.deploy.quantize.pictures import pictures_of
-    from reidkit.deploy.quantize.quantize import quantize_trained
+    from reidkit.deploy.quantize.quantize import kept_in_float, quantize, trained_table
 
     with console.progress_bar("seeing what training did not round") as progress:
-        return quantize_trained(bundle, ranges, pictures_of(split), floats=floats, progress=progress)
+        table = trained_table(bundle, ranges, pictures_of(split), progress=progress)
+        return quantize(bundle, kept_in_float(table, floats))
 
 
 def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Report | None:

@@ -15,6 +15,7 @@ from reidkit.cli.verify import hold_engines, int8_engines, print_parity
 from reidkit.data import is_data_set, load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, Parity
 from reidkit.errors import ConfigError
+from reidkit.manifest import checkpoint_file
 from reidkit.types import Split, Subset
 
 if TYPE_CHECKING:
@@ -99,23 +100,21 @@ def quantize(
     from reidkit.deploy.quantize.quantize import check_tensorrt_graph, kept_in_float, read_table
     from reidkit.deploy.quantize.quantize import quantize as put_in  # all of which need onnx
 
-    if ranges is not None and calibration is not None:
-        pictures = _pictures(calibration, subset, data_format, variant)
-        opened = _learned(opened, ranges, pictures, tuple(keep_float or ()), images, seed or 0, threads)
-        table = read_table(opened)
-    elif calibration is None:
+    if calibration is None:
         table = read_table(opened)
     else:
         pictures = _pictures(calibration, subset, data_format, variant)
-        observed = _observed(opened, pictures, images, seed or 0, skip=skip_unreadable, threads=threads)
-        table = _table(opened, observed, method or _USUAL, percentile)
-    if keep_float is not None and ranges is None:
-        table = kept_in_float(table, tuple(keep_float))
+        if ranges is None:
+            observed = _observed(opened, pictures, images, seed or 0, skip=skip_unreadable, threads=threads)
+            table = _table(opened, observed, method or _USUAL, percentile)
+        else:
+            table = _learned(opened, ranges, pictures, images, seed or 0, threads)
+    if keep_float is not None:
+        table = kept_in_float(table, keep_float)
     if split is not None:
         drop = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
         table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))
-    if ranges is None:
-        opened = put_in(opened, table)
+    opened = put_in(opened, table)
     _tell(opened, table)
     rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
     with console.spinner("verifying the graph for TensorRT on ONNX Runtime"):
@@ -156,18 +155,16 @@ def _learned(
     bundle: Bundle,
     run: Path,
     pictures: "Pictures",
-    floats: tuple[str, ...],
     images: int | None,
     seed: int,
     threads: int | None,
-) -> Bundle:
-    """Quantises by the ranges that a run has in its checkpoint."""
+) -> Calibration:
+    """The table by the ranges that a run has in its checkpoint."""
     from reidkit.deploy.quantize.calibrate import IMAGES
-    from reidkit.deploy.quantize.quantize import quantize_trained
+    from reidkit.deploy.quantize.quantize import trained_table
     from reidkit.models.checkpoint import load_ranges
-    from reidkit.train.outcome import CHECKPOINT
 
-    checkpoint = run / CHECKPOINT if run.is_dir() else run
+    checkpoint = checkpoint_file(run)
     learned = load_ranges(checkpoint)
     if learned is None:
         raise ConfigError(
@@ -180,15 +177,8 @@ def _learned(
             fix=f"reid export {run} --out NAME.reid, and quantise that",
         )
     with console.progress_bar("seeing what training did not round") as progress:
-        return quantize_trained(
-            bundle,
-            learned,
-            pictures,
-            floats=floats,
-            images=images or IMAGES,
-            seed=seed,
-            threads=threads,
-            progress=progress,
+        return trained_table(
+            bundle, learned, pictures, images=images or IMAGES, seed=seed, threads=threads, progress=progress
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from reidkit.bundle import Bundle, Golden, check_place, file_sha256, write_bundle
 from reidkit.errors import ModelError
 from reidkit.golden import golden_crops
-from reidkit.manifest import Embedding, LicenceClass, Manifest
+from reidkit.manifest import Embedding, LicenceClass, Manifest, checkpoint_file
 from reidkit.models.checkpoint import CheckpointFacts, deployed_weights, load_checkpoint
 from reidkit.models.cost import model_cost
 from reidkit.models.model import DeployedModel, Network
@@ -48,7 +48,7 @@ def export_checkpoint(
     """
     check_place(out, overwrite=overwrite)
     path = Path(checkpoint)
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = checkpoint_file(path)
     model, facts = load_checkpoint(file)
     provenance = replace(facts.provenance, source_sha256=file_sha256(file))
     return export_model(

@@ -8,6 +8,7 @@ from reidkit.bundle import MANIFEST, open_bundle
 from reidkit.calibration import Range
 from reidkit.config import to_dict
 from reidkit.errors import ConfigError, ModelError
+from reidkit.manifest import checkpoint_file
 from reidkit.models.checkpoint import CheckpointFacts, load_checkpoint, load_deployed, load_ranges, save_checkpoint
 from reidkit.models.model import Network
 from reidkit.wts import write_wts
@@ -43,7 +44,7 @@ def export_weights(source: Path | str, out: Path | str, *, overwrite: bool = Fal
 
 def _load(source: Path) -> tuple[Network, CheckpointFacts, Mapping[str, Range] | None]:
     if not (source / MANIFEST).is_file():
-        file = source / "model.safetensors" if source.is_dir() else source
+        file = checkpoint_file(source)
         return *load_checkpoint(file), load_ranges(file)
     bundle = open_bundle(source)
     manifest = bundle.manifest

@@ -12,13 +12,14 @@ from reidkit.architecture import ModelSpec, with_size
 from reidkit.atomic import check_free
 from reidkit.checkpoints.starting import starting_weights
 from reidkit.errors import ConfigError, OutputError, TrainingError
+from reidkit.manifest import CHECKPOINT
 from reidkit.models.cost import model_cost
 from reidkit.models.model import Network, Preprocess, build_model
 from reidkit.train.callbacks import SILENT, Callbacks
 from reidkit.train.crops import CropSource, load_crops, place_crops
 from reidkit.train.journal import Measured
 from reidkit.train.notes import recipe_notes
-from reidkit.train.outcome import BEFORE, CHECKPOINT, LAST, Outcome, describe_file
+from reidkit.train.outcome import BEFORE, LAST, Outcome, describe_file
 from reidkit.train.parallel import Team, assemble
 from reidkit.train.quantization import Quantization, Rounding
 from reidkit.train.quantized_start import check_quantized, weights_of_bundle

@@ -16,16 +16,13 @@ from reidkit.bundle import file_sha256
 from reidkit.checkpoints.starting import weights_file
 from reidkit.config import to_dict
 from reidkit.errors import OutputError, TrainingError
-from reidkit.manifest import Provenance
+from reidkit.manifest import CHECKPOINT, Provenance
 from reidkit.models.checkpoint import CheckpointFacts, save_checkpoint
 from reidkit.models.model import Network
 from reidkit.train.recipe import Recipe
 from reidkit.train.rounded_network import RoundedNetwork, float_network, trained_ranges
 from reidkit.train.state import STATE
 from reidkit.types import Task
-
-CHECKPOINT = "model.safetensors"
-"""What the run is worth: the best network where it was measured, else the last."""
 
 LAST = "last.safetensors"
 """The network at the end, where it was measured on the way."""

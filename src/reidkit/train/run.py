@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from reidkit.config import to_dict
 from reidkit.errors import OutputError, TrainingError
+from reidkit.manifest import CHECKPOINT
 from reidkit.models.model import Network
 from reidkit.train.callbacks import Callbacks
 from reidkit.train.crops import CropSource
@@ -21,7 +22,7 @@ from reidkit.train.learner import make_learner
 from reidkit.train.losses.criterion import Criterion
 from reidkit.train.mining import mined_batches, round_subset
 from reidkit.train.optimizer import freeze, set_learning_rate
-from reidkit.train.outcome import BEFORE, CHECKPOINT, Outcome, check_finite
+from reidkit.train.outcome import BEFORE, Outcome, check_finite
 from reidkit.train.parallel import Team
 from reidkit.train.plan import Plan, Steps
 from reidkit.train.recipe import Recipe, Stage

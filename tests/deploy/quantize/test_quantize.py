@@ -15,7 +15,7 @@ from reidkit.calibration import Range, calibration_bytes
 from reidkit.deploy.quantize.calibrate import calibration_of, observe, quantizable_graph
 from reidkit.deploy.quantize.pictures import pictures_of
 from reidkit.deploy.quantize.placement import place
-from reidkit.deploy.quantize.quantize import check_table, kept_in_float, quantize, quantize_trained, read_table
+from reidkit.deploy.quantize.quantize import check_table, kept_in_float, quantize, read_table, trained_table
 from reidkit.errors import BundleError, ModelError
 from reidkit.runtime import load
 from reidkit.types import Crop, Split
@@ -169,11 +169,12 @@ def test_ranges_of_training_go_to_the_values_of_their_layers(bundle, made):
     crops = tuple(Crop(crop.path, crop.pid, crop.camid) for crop in made[1].crops)
     split = Split("folder", made[1].root, train=crops)
     learned = {"stem:output": Range(0.0, 3.0), "two:output": Range(-9.0, 9.0), "stem:input": Range(0.0, 2.0)}
-    ranges = read_table(quantize_trained(bundle, learned, pictures_of(split), images=4, threads=1)).ranges
+    table = trained_table(bundle, learned, pictures_of(split), images=4, threads=1)
+    ranges = read_table(quantize(bundle, table)).ranges
     assert (ranges["a"], ranges["e"], ranges["x"]) == (Range(0.0, 3.0), Range(-9.0, 9.0), Range(0.0, 2.0))
     assert ranges["d"] != Range(0.0, 3.0)
     with pytest.raises(BundleError, match=r"has no grid of this name\n  got: four:input, three:input"):
-        quantize_trained(bundle, {"three:input": Range(0.0, 1.0), "four:input": Range(0.0, 1.0)}, pictures_of(split))
+        trained_table(bundle, {"three:input": Range(0.0, 1.0), "four:input": Range(0.0, 1.0)}, pictures_of(split))
 
 
 def test_the_graph_of_the_bundle_stays_to_the_byte(bundle, table):

@@ -1,6 +1,6 @@
 """`reid quantize`: a bundle gets a table of ranges, and from that the graphs for either kind of engine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,23 +107,22 @@ def check_tensorrt_graph(bundle: Bundle) -> Parity:
     return replace(parity, runtime="graph for tensorrt")
 
 
-def kept_in_float(table: Calibration, floats: tuple[str, ...]) -> Calibration:
+def kept_in_float(table: Calibration, floats: Collection[str]) -> Calibration:
     """The same table with other layers left in float: its ranges hold for any choice."""
     return replace(table, floats=tuple(sorted(set(floats))))
 
 
-def quantize_trained(
+def trained_table(
     bundle: Bundle,
     learned: Mapping[str, Range],
     pictures: Pictures,
     *,
-    floats: tuple[str, ...] = (),
     images: int = IMAGES,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress = no_progress,
-) -> Bundle:
-    """Quantises a bundle by the ranges that quantisation-aware training has learned.
+) -> Calibration:
+    """The table of a bundle, by the ranges that quantisation-aware training has learned.
 
     Values that training does not round, such as an instance normalisation's half of IBN, get the range that they have
     on training pictures.
@@ -132,7 +131,6 @@ def quantize_trained(
         bundle: of the trained network.
         learned: ranges by grid, as `placement.rounded_layers` names them.
         pictures: that were trained on, to see the other values on.
-        floats: layers that training left in float.
         images: how many of the pictures.
         seed: that chooses those.
         threads: that decode, and that the graph runs on.
@@ -140,14 +138,14 @@ def quantize_trained(
 
     Raises:
         BundleError: the graph has no such grid.
-        ModelError, DataError, ImageError, OutputError: as `observe` and `quantize`.
+        ModelError, DataError, ImageError: as `observe` and `calibration_of`.
     """
     names = grid_names(quantizable_graph(bundle))
     if unknown := sorted(set(learned) - set(names.values())):
         raise BundleError(f"{bundle.path.name} has no grid of this name", got=", ".join(unknown[:5]))
     ranges = {value: learned[name] for value, name in names.items() if name in learned}
     seen = observe(bundle, pictures, images=images, seed=seed, threads=threads, progress=progress)
-    return quantize(bundle, calibration_of(bundle, seen, "qat", learned=ranges, floats=floats))
+    return calibration_of(bundle, seen, "qat", learned=ranges)
 
 
 def _serialized(model: onnx.ModelProto, kind: EngineKind, table: Calibration) -> bytes:
