@@ -41,6 +41,7 @@ class FakeCuda:
         calls: names of the calls so far.
         failing: what a call of a name gives, from now on.
         devices: how many cards there are.
+        name: of each, as the library gives it: in some versions the whole buffer.
         current: the card in use, by thread.
     """
 
@@ -57,6 +58,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.failing: dict[str, tuple[Any, ...]] = {}
         self.devices = 1
+        self.name = b"NVIDIA Fake"
         self.current: dict[int, int] = {}
         self.streams: dict[int, _Stream] = {0: _Stream(), 1: _Stream()}
         self.graphs = 0  # instantiated and not yet given back
@@ -107,7 +109,7 @@ class FakeCuda:
         return OK, self.devices
 
     def cudaGetDeviceProperties(self, index: int) -> tuple[Any, ...]:
-        return OK, SimpleNamespace(name=b"NVIDIA Fake", major=9, minor=0, totalGlobalMem=self.memory)
+        return OK, SimpleNamespace(name=self.name, major=9, minor=0, totalGlobalMem=self.memory)
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
         return OK, 13020

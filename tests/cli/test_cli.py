@@ -3,10 +3,13 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
+import reidkit
 from reidkit.bundle import open_bundle
 from small_bundle import sign
 
@@ -23,6 +26,18 @@ def test_version_and_help(run):
     assert status == 0
     assert "import" in out
     assert "search" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "status", "out", "err"),
+    [("--version", 0, f"reidkit {reidkit.__version__}\n", ""), ("--verson", 2, "", "reid [OPTIONS] COMMAND")],
+)
+def test_the_package_run_as_a_module_is_the_command(option, status, out, err):
+    command = [sys.executable, "-m", "reidkit", option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, out)
+    assert err in done.stderr
+    assert "__main__" not in done.stderr
 
 
 def test_unknown_command(run):

@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from reidkit.bundle import open_bundle
-from reidkit.calibration import parse_calibration
+from reidkit.bundle import file_sha256, open_bundle
+from reidkit.calibration import Range, parse_calibration
 from reidkit.deploy import verify
+from small_bundle import sign
 
 
 @pytest.fixture
@@ -104,12 +107,22 @@ def test_the_fewest_layers_are_found(run, bundle, market, tmp_path):
     [
         ([], "was not quantised"),
         (["--images", "8", "--seed", "0"], "--images, --seed would change nothing without --calibration"),
+        (["--images", "0"], "--images would change nothing without --calibration"),
+        (
+            ["--calibration", "MARKET", "--ranges", "MARKET", "--skip-unreadable"],
+            "--skip-unreadable would change nothing beside --ranges to do: leave out --skip-unreadable",
+        ),
         (["--calibration", "MARKET", "--percentile", "99"], "--percentile would change nothing of --method minmax"),
         (["--calibration", "MARKET", "--method", "percentile", "--percentile", "40"], "The percentile is out of range"),
         (["--calibration", "MARKET", "--images", "1"], "Too few images to calibrate with"),
+        (["--calibration", "MARKET", "--images", "0"], "Too few images to calibrate with got: 0 expected: 2 or more"),
         (["--calibration", "nowhere"], "nowhere"),
         (["--calibration", "MARKET", "--keep-float", "backbone.conv9"], "no such layer to keep in float"),
         (["--calibration", "MARKET", "--search"], "--search measures on a data set"),
+        (
+            ["--calibration", "MARKET", "--search", "--data", "nowhere", "--plot", "MARKET/blocks.jpg"],
+            "blocks.jpg is of no format that plots are drawn in expected: a name ending in .png or .svg",
+        ),
         (["--calibration", "MARKET", "--data", "MARKET"], "--data would change nothing without --search"),
         (["--calibration", "MARKET/query", "--subset", "query"], "is no data set, and has no subsets"),
     ],
@@ -120,6 +133,29 @@ def test_what_cannot_be_is_refused_and_the_bundle_stays(run, bundle, market, giv
     assert status == 2
     assert text in " ".join(err.split())
     assert json.loads((bundle / "manifest.json").read_text()) == before
+
+
+@pytest.fixture
+def trained(bundle, tmp_path):
+    """A run in eight bits that the bundle is of, as far as a bundle's manifest can tell."""
+    ranges = {"reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}'}
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors", ranges)
+    sign(bundle, {"provenance": {"source_sha256": file_sha256(tmp_path / "model.safetensors")}})
+    return tmp_path
+
+
+@pytest.mark.usefixtures("_tolerant")
+def test_what_training_has_learned_and_has_not(run, bundle, trained, market):
+    command = ("quantize", bundle, "--ranges", trained, "--calibration", market)
+    status, _, err = run(*command, "--images", 0)
+    assert status == 2
+    assert "Too few images to calibrate with got: 0 expected: 2 or more; 512 are usual" in " ".join(err.split())
+    assert open_bundle(bundle).calibration is None
+    status, _, err = run(*command, "--images", 4)
+    assert status == 0, err
+    table = table_of(bundle)
+    assert (table.method, len(table.pictures)) == ("qat", 4)
+    assert Range(0.0, 2.5) in table.ranges.values()
 
 
 def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):

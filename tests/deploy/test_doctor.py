@@ -34,7 +34,7 @@ def cuInit(flags): return (ok,)
 def cuDriverGetVersion(): return ok, 12090
 def cuDeviceGetCount(): return ok, len(CARDS)
 def cuDeviceGet(index): return ok, index
-def cuDeviceGetName(length, card): return ok, CARDS[card][0].encode().ljust(length, b"\\0")
+def cuDeviceGetName(length, card): return ok, (CARDS[card][0].encode() + b"\\0stale\\xff").ljust(length, b"\\0")
 def cuDeviceGetAttribute(attribute, card): return ok, CARDS[card][1][attribute - 75]
 def cuDeviceTotalMem(card): return ok, CARDS[card][2]
 """

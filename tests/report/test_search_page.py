@@ -49,6 +49,14 @@ def test_nothing_is_fetched_and_nothing_runs(write, results):
     assert {url[:5] for url in re.findall(r"url\((.*?)\)", text)} == {"data:"}
 
 
+def test_what_is_said_at_the_top_is_as_wide_as_its_words(write, results):
+    """Columns of one width once broke "onnxruntime" in two."""
+    style = write(results, facts={"engine": "onnxruntime"})[0]
+    assert re.search(r"\.headline \{ display: flex; flex-wrap: wrap;", style)
+    assert re.search(r"\.headline div \{ flex: 1 1 auto; min-width: [^;]*; max-width: min\(300px, 100%\);", style)
+    assert not re.search(r"\.headline \{[^}]*grid-template-columns", style)
+
+
 def test_hostile_names_and_labels_are_text(write, results, picture):
     name = "<img src=x onerror=1>.jpg"
     hostile = Picture(picture(name), "\"'><b>&", "</style></title>\u202e\n")

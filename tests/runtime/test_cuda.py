@@ -23,6 +23,17 @@ def test_a_card_says_what_it_is(card):
     assert cuda.card("cuda:0") == cuda.Card(0, "NVIDIA Fake", "9.0", 1 << 30, "13.2")
 
 
+@pytest.mark.parametrize("behind", [b"\0", b"\0stale \xff\xfe\0"])
+def test_a_name_ends_where_c_ends_it_whatever_else_is_in_its_buffer(card, behind):
+    card.name = (b"NVIDIA H200" + behind).ljust(256, b"\0")
+    assert cuda.card().name == "NVIDIA H200"
+
+
+def test_a_name_that_is_no_text_is_still_a_name(card):
+    card.name = b"NVIDIA \xff"
+    assert cuda.card().name == "NVIDIA \N{REPLACEMENT CHARACTER}"
+
+
 @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:12", 12)])
 def test_the_number_of_a_device(device, index):
     assert cuda.device_index(device) == index

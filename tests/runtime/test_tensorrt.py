@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda.bindings import runtime as real
+from safetensors.numpy import save_file
 
 import reidkit
 from conditions import as_installed
 from fake_cuda import FakeCuda
 from fake_tensorrt import Context, fake_tensorrt
+from foreign_checkpoints import make_fastreid_resnet
+from reidkit.architecture import HeadSpec, ModelSpec
 from reidkit.errors import BundleError, EngineError, InputError, RuntimeMissing
 from reidkit.runtime import cuda, tensorrt
 from reidkit.runtime.device_arrays import DeviceArray
 from reidkit.runtime.engine_facts import EngineFacts, Profile, graph_digest
 from reidkit.runtime.engine_store import write_engine
 from reidkit.runtime.flavour import open_flavour
+from reidkit.types import InputSpec
 
 MOST = 8
 PROFILES = (Profile(1, 1, 1), Profile(2, 4, 4), Profile(5, 8, 8))
@@ -585,17 +589,24 @@ def _has_card():
 needs_card = pytest.mark.skipif(not _has_card(), reason="needs a CUDA device and TensorRT")
 
 
-@pytest.fixture(scope="module")
-def real_engine(tiny_bundle, tmp_path_factory):
-    """The known network in float32, with two profiles."""
-    import shutil
+def draw_known_network(folder):
+    """A bundle of a ResNet-18 IBN-a, its truth NumPy's: beside the TensorRT of a Jetson's Python there is no torch."""
+    from reidkit.deploy.network_import import import_network
 
+    weights = folder / "drawn.safetensors"
+    save_file(make_fastreid_resnet(np.random.default_rng(0), depth=18, ibn=True, pooling="gem"), weights)
+    spec = ModelSpec(head=HeadSpec(gem_learned=True))
+    return import_network(weights, folder / "drawn.reid", spec=spec, input_=InputSpec(32, 16))
+
+
+@pytest.fixture(scope="module")
+def real_engine(tmp_path_factory):
+    """The known network in float32, with two profiles."""
     from reidkit.deploy.build import build_engine
 
-    path = tmp_path_factory.mktemp("real") / "tiny.reid"
-    shutil.copytree(tiny_bundle, path)
-    build_engine(path, precision="float32", batches=[1, 8])
-    return reidkit.load(path, "tensorrt"), reidkit.open_bundle(path).golden()
+    bundle = draw_known_network(tmp_path_factory.mktemp("real"))
+    build_engine(bundle, precision="float32", batches=[1, 8])
+    return reidkit.load(bundle, "tensorrt"), bundle.golden()
 
 
 def many(golden, n):

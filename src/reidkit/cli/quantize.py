@@ -9,7 +9,7 @@ from reidkit.bundle import CALIBRATION, CALIBRATION_CACHE, INT8_MODELS, MANIFEST
 from reidkit.calibration import Calibration, Method
 from reidkit.cli import console, options
 from reidkit.cli.measuring import Settings, check_ranking
-from reidkit.cli.outputs import check_outputs, check_writable, require_libraries
+from reidkit.cli.outputs import check_outputs, check_writable
 from reidkit.cli.pictures import read_pictures
 from reidkit.cli.verify import hold_engines, int8_engines, print_parity
 from reidkit.data import is_data_set, load_split
@@ -82,14 +82,15 @@ def quantize(
     opened = open_bundle(bundle)
     check_writable(opened.path / MANIFEST)
     check_outputs({"--plot": plot})
-    given = {"--images": images, "--method": method, "--percentile": percentile is not None, "--seed": seed is not None}
     if calibration is None:
-        options.refuse_idle(given | {"--subset": subset, "--skip-unreadable": skip_unreadable}, "without --calibration")
+        given = {"--images": images is not None, "--method": method, "--percentile": percentile is not None}
+        given |= {"--seed": seed is not None, "--subset": subset, "--skip-unreadable": skip_unreadable}
+        options.refuse_idle(given, "without --calibration")
     elif ranges is None and method != "percentile":
         options.refuse_idle({"--percentile": percentile is not None}, f"of --method {method or _USUAL}")
     if ranges is not None:
-        chosen = {"--method": method, "--percentile": percentile is not None}
-        options.refuse_idle(chosen | {"--search": search}, "beside --ranges")
+        given = {"--method": method, "--percentile": percentile is not None, "--search": search}
+        options.refuse_idle(given | {"--skip-unreadable": skip_unreadable}, "beside --ranges")
         if calibration is None:
             raise ConfigError(
                 "Training rounds not every value that a graph does", fix="name what it learned from: --calibration DATA"
@@ -143,9 +144,9 @@ def _to_search_on(
         raise ConfigError("--search measures on a data set", fix="name one with query and gallery: --data ROOT")
     options.refuse_idle({"--keep-float": keep_float}, "beside --search, which chooses")
     if plot is not None:
-        require_libraries("matplotlib")
-        if plot.suffix.lower() not in (".png", ".svg"):
-            raise ConfigError("Cannot draw the plot", got=plot.name, expected="a name that ends in .png or .svg")
+        from reidkit.report.quantization_plot import plot_format  # needs matplotlib
+
+        plot_format(plot)
     split = load_split(data, data_format, variant=variant)
     check_ranking(split, Settings())
     return split
@@ -178,7 +179,13 @@ def _learned(
         )
     with console.progress_bar("seeing what training did not round") as progress:
         return trained_table(
-            bundle, learned, pictures, images=images or IMAGES, seed=seed, threads=threads, progress=progress
+            bundle,
+            learned,
+            pictures,
+            images=IMAGES if images is None else images,
+            seed=seed,
+            threads=threads,
+            progress=progress,
         )
 
 

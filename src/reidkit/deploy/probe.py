@@ -73,7 +73,8 @@ def card_of(driver: Any, index: int) -> dict[str, Any]:
     major = checked(driver.cuDeviceGetAttribute(known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
     minor = checked(driver.cuDeviceGetAttribute(known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     return {
-        "name": checked(driver.cuDeviceGetName(256, device)).decode(errors="replace").rstrip("\0"),
+        # Behind the first NUL of the buffer may be anything.
+        "name": checked(driver.cuDeviceGetName(256, device)).split(b"\0", 1)[0].decode(errors="replace"),
         "compute_capability": f"{major}.{minor}",
         "memory": int(checked(driver.cuDeviceTotalMem(device))),
     }

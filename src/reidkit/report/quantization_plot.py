@@ -92,6 +92,18 @@ class Level(NamedTuple):
     network: str = ""
 
 
+def plot_format(out: Path | str) -> str:
+    """The format that a plot is drawn in, by its file's name: asked first, it spares what the plot is drawn of.
+
+    Raises:
+        InputError: the name is of another format.
+    """
+    kind = Path(out).suffix.lower().removeprefix(".")
+    if kind not in _FORMATS:
+        raise InputError(f"{out} is of no format that plots are drawn in", expected="a name ending in .png or .svg")
+    return kind
+
+
 def write_sensitivity_plot(
     out: Path | str, rows: Sequence[SensitivityRow], *, error: float, drop: float, max_drop: float, title: str = ""
 ) -> None:
@@ -113,7 +125,7 @@ def write_sensitivity_plot(
         InputError: there are no groups, a number is not finite or an error below 0, or the file is of another format.
         OutputError: the file cannot be written.
     """
-    kind = _format_of(out)
+    kind = plot_format(out)
     _check_rows(rows, (error, drop, max_drop))
     figure = _figure(11.0, 1.9 + 0.27 * len(rows))
     left, right = figure.subplots(1, 2)
@@ -152,7 +164,7 @@ def write_calibration_plot(
         InputError: there are no measurements, one cannot be, a level is of no network; or another format.
         OutputError: the file cannot be written.
     """
-    kind = _format_of(out)
+    kind = plot_format(out)
     _check_calibration(rows, levels)
     networks = list(dict.fromkeys(row.network for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -282,13 +294,6 @@ def _finish(figure: Figure, legend: Mapping[str, Line2D | Patch], title: str) ->
         figure.suptitle(printable(title), color=INK, fontsize=14, fontweight="bold")
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # names of layers, networks and folders may hold a $
-
-
-def _format_of(out: Path | str) -> str:
-    kind = Path(out).suffix.lower().removeprefix(".")
-    if kind not in _FORMATS:
-        raise InputError(f"{out} is of no format that plots are drawn in", expected="a name ending in .png or .svg")
-    return kind
 
 
 def _save(figure: Figure, out: Path | str, kind: str) -> None:

@@ -66,11 +66,16 @@ def card(device: str = "cuda") -> Card:
     version = checked(cudart.cudaDriverGetVersion())
     return Card(
         index=index,
-        name=found.name.decode() if isinstance(found.name, bytes) else str(found.name),
+        name=_c_string(found.name),
         compute_capability=f"{found.major}.{found.minor}",
         memory=int(found.totalGlobalMem),
         driver=f"{version // 1000}.{version % 1000 // 10}",
     )
+
+
+def _c_string(buffer: bytes) -> str:
+    """What stands before the first NUL: newer versions give a buffer whole, and what is behind it may be anything."""
+    return buffer.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def device_index(device: str) -> int:
