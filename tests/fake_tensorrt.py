@@ -30,6 +30,7 @@ LAYERS = (
     "GATHER",
     "IDENTITY",
     "MATRIX_MULTIPLY",
+    "NORMALIZATION",
     "POOLING",
     "REDUCE",
     "SCALE",

@@ -81,6 +81,10 @@ def _compute(  # noqa: PLR0912 (one for each kind of layer)
             return ({"MAX": np.maximum} | operations)[layer.op.name](*inputs)
         case "UNARY":
             return {"SQRT": np.sqrt}[layer.op.name](x)
+        case "NORMALIZATION":
+            axes = tuple(axis for axis in range(8) if layer.axes >> axis & 1)
+            normed = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + layer.epsilon)
+            return normed * inputs[1] + inputs[2]
         case "SHUFFLE":
             return _shuffle(layer, x)
         case "GATHER":

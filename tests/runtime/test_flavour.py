@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -40,6 +40,14 @@ def test_a_version_that_knows_nothing_but_typed_networks_takes_no_flag():
     trt = fake_tensorrt("11.0.0")
     trt.NetworkDefinitionCreationFlag = object()
     assert Flavour("tensorrt", trt).network(trt.Builder(None)).flags == 0
+
+
+def test_a_normalisation_is_added_by_the_call_that_a_version_has():
+    flavour = Flavour("tensorrt", fake_tensorrt("10.9.0"))
+    older = SimpleNamespace(add_normalization=lambda *given: ("first", *given))
+    assert flavour.normalization(older, "x", "scale", "bias", axes=12) == ("first", "x", "scale", "bias", 12)
+    newer = SimpleNamespace(add_normalization_v2=lambda *given: ("second", *given), **vars(older))
+    assert flavour.normalization(newer, "x", "scale", "bias", axes=12) == ("second", "x", "scale", "bias", 12)
 
 
 @pytest.mark.parametrize(("version", "own"), [("8.6.0", False), ("10.9.0", True), ("11.0.0", True)])

@@ -271,10 +271,11 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: 
     quantized = precision == "int8"
     file = (bundle.int8_model("tensorrt") if quantized else None) or bundle.model
     model, kind = onnx.load(file), _KINDS[precision]
-    graph = typed = typed_graph(model, kind, plain_instance_norm=True, rounded_by_us=quantized)
+    norms = "float32" if flavour.typed else kind  # told in float16, untyped, they are computed in float32 all the same
+    graph = typed = typed_graph(model, kind, whole_instance_norm=norms, rounded_by_us=quantized)
     if not flavour.typed and quantized:
         # Its pairs of Q and DQ know float32 alone; what lies between them is told to the layers.
-        graph = typed_graph(model, "float32", plain_instance_norm=True, rounded_by_us=True)
+        graph = typed_graph(model, "float32", whole_instance_norm="float32", rounded_by_us=True)
     if not flavour.typed:
         graph = in_opset_17(graph)
     data = graph.SerializeToString(deterministic=True)

@@ -282,8 +282,8 @@ def write_out_hard_swish(graph: onnx.GraphProto, table: dict[str, ValueType]) ->
 def join_halves(graph: onnx.GraphProto, table: dict[str, ValueType]) -> None:
     """Makes one instance normalisation of Split, instance normalisations of some parts, and Concat: IBN-a.
 
-    Only `typed_graph` knows the result, and writes it out: its fourth input says what is kept of each channel, 1 where
-    it is not normalised.
+    Only `typed_graph` knows the result, and writes it out: its fourth input is multiplied with the map and added,
+    1 where a channel is not normalised.
     """
     links = Links(graph)
     for concat in list(graph.node):
@@ -304,8 +304,10 @@ def _joined(concat: onnx.NodeProto, links: Links, table: dict[str, ValueType]) -
     if split is None or not is_standard(split, "Split") or list(split.output) != parts or not any(norms):
         return None
     known = table[split.input[0]].shape
-    axes = {axis if axis >= 0 or known is None else axis + len(known) for axis in (_axis(split), _axis(concat))}
-    sizes = split_sizes(split, links, known[1] if known else None)
+    if known is None:
+        return None
+    axes = {axis if axis >= 0 else axis + len(known) for axis in (_axis(split), _axis(concat))}
+    sizes = split_sizes(split, links, known[1])
     epsilons = {attribute(norm, "epsilon", 1e-5) for norm in norms if norm is not None}
     if axes != {1} or sizes is None or len(epsilons) != 1:
         return None
@@ -316,7 +318,9 @@ def _joined(concat: onnx.NodeProto, links: Links, table: dict[str, ValueType]) -
             return None
         for column, values in zip(columns, (*arrays, np.full(size, float(norm is None))), strict=True):
             column.append(np.asarray(values, np.float32))
-    inputs = [links.add_constant(np.concatenate(column), f"{concat.output[0]}_whole") for column in columns]
+    factor, offset, kept = (np.concatenate(column) for column in columns)
+    kept = kept.reshape(-1, *(1,) * (len(known) - 2))
+    inputs = [links.add_constant(values, f"{concat.output[0]}_whole") for values in (factor, offset, kept)]
     return helper.make_node(
         "InstanceNormalization",
         [split.input[0], *inputs],

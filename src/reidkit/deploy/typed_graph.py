@@ -14,7 +14,6 @@ Engines then only obey. What is computed in what follows from the operators:
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +34,7 @@ from reidkit.deploy.graph_links import (
     value_table,
 )
 from reidkit.deploy.low_types import ELEMENTS, converted
-from reidkit.deploy.network.layers import QUARTER, WINDOW, Kind
+from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.low_numbers import is_held, rounded
 from reidkit.deploy.quantize.placement import QUANTIZED_OPERATORS
 from reidkit.errors import ModelError, require_one_of
@@ -65,13 +64,12 @@ _TOLD = frozenset({"Shape", "Size"})  # take any type
 _FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _SMALL_WINDOW = 64  # positions that an average may be taken over in a low type
 _SOME_BATCH = 3  # to work out sizes with; any but 1 would do
-_OLDEST_WITH_AXES_AS_INPUT = 18  # of ReduceMean
 _WITH_BFLOAT16, _IR_OF_BFLOAT16 = 22, 10
 _CHANGED_SINCE_18 = frozenset({"DFT", "GridSample", "GroupNormalization"})
 
 
 def typed_graph(
-    model: onnx.ModelProto, kind: Kind, *, plain_instance_norm: bool = False, rounded_by_us: bool = False
+    model: onnx.ModelProto, kind: Kind, *, whole_instance_norm: Kind | None = None, rounded_by_us: bool = False
 ) -> onnx.ModelProto:
     """The graph, cleaned (see `graph_cleanup.cleaned`), with maps of a type and casts where types meet.
 
@@ -84,17 +82,17 @@ def typed_graph(
     Args:
         model: a bundle's graph, its weights inside.
         kind: of the maps. "float32" only cleans.
-        plain_instance_norm: write instance normalisations as means, products and sums. A low map is averaged over small
-            windows in its own type, and the means of those, the variance and all that follows are float32; the map
-            gets one product and one sum in its type. IBN-a becomes one such step over all channels, by 1 and 0 where
-            nothing is to change, so that no map is split and put together again.
+        whole_instance_norm: makes one normalisation of all channels, by 0 where nothing is to change, and one sum with
+            what is kept, of IBN-a, so that no map is split and put together again. All instance normalisations are
+            told in this type, which says how an engine's are computed: the type of the maps where it computes float32
+            inside in any case, else "float32". Those of weights that the type does not hold stay float32.
         rounded_by_us: the graph has pairs of Q and DQ from `quantize.emit`. They stay, each in the type of its map, and
             weights behind one become integers.
 
     Raises:
         ConfigError: no such kind.
         ModelError: a graph of other types than asked for; branches, loops or unknown operators, whose types cannot be
-            told, where `kind` is not float32; an instance normalisation of computed weights that is to be plain.
+            told, where `kind` is not float32.
     """
     require_one_of("type of maps", kind, ELEMENTS)
     if not rounded_by_us and _has_own_types(model, kind):
@@ -106,12 +104,12 @@ def typed_graph(
     table = value_table(result, batch=_SOME_BATCH)
     if kind != "float32":
         _check_typeable(result, table, kind)
-    if plain_instance_norm:
+    if whole_instance_norm is not None:
         join_halves(result.graph, table)
     if kind == "bfloat16":
         write_out_hard_swish(result.graph, table)
         _raise_opset(result, _WITH_BFLOAT16)
-    writer = _Writer(result, table, kind, plain=plain_instance_norm)
+    writer = _Writer(result, table, kind, whole_instance_norm)
     for node in list(result.graph.node):
         writer.write(node)
     replace_all(result.graph.node, writer.nodes)
@@ -197,13 +195,12 @@ def _raise_opset(model: onnx.ModelProto, opset: int) -> None:
 class _Writer:
     """Writes a graph's nodes again, each in its type."""
 
-    def __init__(self, model: onnx.ModelProto, table: dict[str, ValueType], kind: Kind, *, plain: bool) -> None:
+    def __init__(self, model: onnx.ModelProto, table: dict[str, ValueType], kind: Kind, norms: Kind | None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._links = Links(model.graph)
-        self._opset = standard_opset(model)
         self._table = table
         self._low: Kind = kind
-        self._plain = plain
+        self._norms: Kind | None = norms
         self._outputs = {value.name for value in model.graph.output}
         self._end = positionless(model.graph, self._links, table)
         self._made_in: dict[str, Kind] = {}
@@ -213,8 +210,8 @@ class _Writer:
 
     def write(self, node: onnx.NodeProto) -> None:
         """Writes one node, and the casts that it needs."""
-        if self._plain and is_standard(node, "InstanceNormalization"):
-            self._write_plain(node)
+        if self._norms is not None and is_standard(node, "InstanceNormalization"):
+            self._write_whole(node)
             return
         made_in, seen_as = self._kinds(node)
         result = copied_node(node)
@@ -329,76 +326,30 @@ class _Writer:
         name = free_name(f"{result}_cast", self._links.taken)
         self.nodes.append(helper.make_node("Cast", [source], [result], name=name, to=ELEMENTS[kind]))
 
-    def _write_plain(self, node: onnx.NodeProto) -> None:
-        """An instance normalisation by its formula: `x * a + b`, a and b float32 numbers for each crop and channel."""
+    def _write_whole(self, node: onnx.NodeProto) -> None:
+        """An instance normalisation over all channels, and the sum with those that it only keeps; see `join_halves`."""
         x, result = node.input[0], node.output[0]
-        factor, offset = (self._links.array(name) for name in node.input[1:3])
-        shape = self._table[x].shape if x in self._table else None
-        if factor is None or offset is None or shape is None:
-            raise ModelError(
-                f"The instance normalisation {node.name or result!r} cannot be written plainly",
-                got="computed weights" if shape is not None else "a map of unknown rank",
-                expected="constant weights and a map of known rank",
-                fix="leave it as it is: plain_instance_norm=False",
-            )
-        ones = (1,) * (len(shape) - 2)
         kind = "float32" if result in self._end else self._seen(x)
-        mean = self._statistic(self._as(x, kind), kind, result, shape)
-        self._define(mean, "float32", "float32")
-        centred = self._step("Sub", [self._as(x, kind), self._as(mean, kind)], result)
-        part = 1.0
-        if kind != "float32":  # as in `TensorRtLayers`
-            part = QUARTER
-            name = self._links.add_constant(np.array(part, np.float32), f"{result}_part")
-            centred = self._step("Mul", [centred, self._as(name, kind)], result)
-        factor = factor * np.float32(part)
-        variance = self._statistic(self._step("Mul", [centred, centred], result), kind, result, shape)
-        added = np.array(attribute(node, "epsilon", 1e-5) * part**2, np.float32)
-        epsilon = self._links.add_constant(added, f"{result}_epsilon")
-        deviation = self._step("Sqrt", [self._step("Add", [variance, epsilon], result)], result)
-        a = scale = self._step("Div", [self._channels(factor, ones, result, "factor"), deviation], result)
-        if len(node.input) > 3:  # see join_halves
-            kept = self._links.array(node.input[3])
-            assert kept is not None
-            a = self._step("Add", [scale, self._channels(kept, ones, result, "kept")], result)
-        moved = self._step("Mul", [mean, scale], result)
-        b = self._step("Sub", [self._channels(offset, ones, result, "offset"), moved], result)
-        for name in (a, b):
-            self._define(name, "float32", "float32")
-        product = self._step("Mul", [self._as(x, kind), self._as(a, kind)], result)
-        added = self._as(b, kind)
+        within = self._norms if kind != "float32" and self._norms and self._held(node.input[1:3]) else "float32"
+        kept = node.input[3] if len(node.input) > 3 else None
+        normed = result if kept is None and within == kind else free_name(f"{result}_normed", self._links.taken)
         actual = self._define(result, kind, kind)
-        name = free_name(f"{result}_Add", self._links.taken)
-        self.nodes.append(helper.make_node("Add", [product, added], [actual], name=name))
+        made = actual if normed == result else normed
+        norm = helper.make_node(
+            node.op_type, [self._as(name, within) for name in node.input[:3]], [made], name=node.name or made
+        )
+        norm.attribute.extend(node.attribute)
+        self.nodes.append(norm)
+        if within != kind:
+            made = actual if kept is None else free_name(f"{normed}_{kind}", self._links.taken)
+            self._cast(normed, kind, made)
+        if kept is not None:
+            product = free_name(f"{result}_kept", self._links.taken)
+            inputs = [self._as(x, kind), self._as(kept, kind)]
+            self.nodes.append(helper.make_node("Mul", inputs, [product], name=product))
+            self.nodes.append(helper.make_node("Add", [made, product], [actual], name=f"{result}_Add"))
         if actual != result:
             self._cast(actual, "float32", result)
-
-    def _step(self, operator: str, inputs: Sequence[str], base: str, **attributes: Any) -> str:
-        result = free_name(f"{base}_{operator}", self._links.taken)
-        self.nodes.append(helper.make_node(operator, inputs, [result], name=result, **attributes))
-        return result
-
-    def _statistic(self, x: str, kind: Kind, base: str, shape: Sequence[int | None]) -> str:
-        """The mean over all positions, float32; a low map is averaged over windows first, as `TensorRtLayers` does."""
-        sides = shape[2:]
-        if kind != "float32":
-            if len(sides) == 2 and None not in sides:
-                window = [max(size for size in range(1, WINDOW + 1) if (side or 1) % size == 0) for side in sides]
-                x = self._step("AveragePool", [x], base, kernel_shape=window, strides=window)
-            wide = free_name(f"{base}_wide", self._links.taken)
-            self._cast(x, "float32", wide)
-            x = wide
-        return self._mean(x, base, len(shape))
-
-    def _mean(self, x: str, base: str, rank: int) -> str:
-        axes = list(range(2, rank))
-        if self._opset < _OLDEST_WITH_AXES_AS_INPUT:
-            return self._step("ReduceMean", [x], base, axes=axes, keepdims=1)
-        name = self._links.add_constant(np.array(axes, np.int64), f"{base}_axes")
-        return self._step("ReduceMean", [x, name], base, keepdims=1)
-
-    def _channels(self, values: np.ndarray, ones: tuple[int, ...], base: str, word: str) -> str:
-        return self._links.add_constant(values.reshape(1, -1, *ones), f"{base}_{word}")
 
 
 def _size(known: ValueType) -> int | None:

@@ -84,6 +84,11 @@ class Flavour:
             parser.set_flag(native)
         return parser
 
+    def normalization(self, network: Any, x: Any, scale: Any, bias: Any, *, axes: int) -> Any:
+        """Adds a normalisation over some axes, a bit for each; what the first call is named has changed."""
+        add = getattr(network, "add_normalization_v2", None) or network.add_normalization
+        return add(x, scale, bias, axes)
+
     def config(self, builder: Any, precision: Precision, options: Sequence[str], workspace: int | None) -> Any:
         """What a builder is told beside the network.
 

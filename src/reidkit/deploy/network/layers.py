@@ -17,13 +17,6 @@ from reidkit.types import InputSpec
 Kind = Literal["float32", "float16", "bfloat16"]
 """Type of a value."""
 
-WINDOW = 8
-"""Positions a side, at most, that a statistic averages over in a map's own type; means of windows are float32."""
-
-QUARTER = 0.25
-"""Of a deviation, which is what is squared in a map's own type: float16 then holds deviations up to 1,023, and what it
-flushes to zero is far below what is added to every variance."""
-
 Value = TypeVar("Value")
 
 
@@ -70,9 +63,8 @@ class Layers(Protocol[Value]):
     ) -> Value:
         """Normalises each crop's first `normed` channels over all positions, then scales them; others stay.
 
-        `(x - mean) / sqrt(variance + epsilon) * factor + offset` with the variance over n, not n - 1. Mean and variance
-        are float32, though what they are means of may be held, and averaged over windows of positions, in the type of
-        `x` (see `WINDOW` and `QUARTER`); the result has that type.
+        `(x - mean) / sqrt(variance + epsilon) * factor + offset` with the variance over n, not n - 1. It is computed in
+        float32; the result has the type of `x`.
         """
         ...
 
