@@ -80,3 +80,12 @@ def test_of_what_is_not_finite_nothing_is_counted(bad):
 
 def test_an_empty_batch_and_zeros_alone():
     assert contents(counted([[], [0.0, -0.0]])) == (0.0, 0.0, 2, 0.0, [0] * (2 * HALF))
+
+
+def test_a_map_of_many_blocks_is_counted_whole():
+    values = np.random.default_rng(0).normal(size=(5, 3, 99, 101)).astype(np.float32)
+    values[values < -1] = 0
+    seen = counted([values])
+    expected, _ = np.histogram(values[values != 0], bins=2 * HALF, range=(-seen.reach, seen.reach))
+    np.testing.assert_array_equal(seen.counts, expected)
+    assert seen.zeros == (values == 0).sum() > 0
