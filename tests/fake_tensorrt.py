@@ -37,7 +37,6 @@ LAYERS = (
     "SHAPE",
     "SHUFFLE",
     "SLICE",
-    "UNARY",
 )
 
 
@@ -70,7 +69,6 @@ def fake_tensorrt(version: str, cuda: Any = None) -> Any:
     for kind, names in {
         "ScaleMode": "CHANNEL",
         "ElementWiseOperation": "SUM SUB PROD DIV MAX POW",
-        "UnaryOperation": "SQRT",
         "ActivationType": "RELU SIGMOID",
         "PoolingType": "MAX AVERAGE",
         "PaddingMode": "EXPLICIT_ROUND_UP EXPLICIT_ROUND_DOWN",
@@ -254,7 +252,9 @@ class Parser:
         import onnx
 
         kinds = {"Conv": "CONVOLUTION", "Cast": "CAST", "Reshape": "SHUFFLE", "Transpose": "SHUFFLE"}
-        for node in onnx.load_from_string(data).graph.node:
+        kinds["InstanceNormalization"] = "NORMALIZATION"
+        self.model = onnx.load_from_string(data)
+        for node in self.model.graph.node:
             inputs = tuple(map(Tensor, node.input))
             if node.op_type == "Conv":
                 helper = Layer("MATRIX_MULTIPLY", inputs, len(self.network.layers))

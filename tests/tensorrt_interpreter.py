@@ -77,10 +77,8 @@ def _compute(  # noqa: PLR0912 (one for each kind of layer)
             axes = tuple(axis for axis in range(8) if layer.axes >> axis & 1)
             return {"AVG": np.mean, "MAX": np.max}[layer.op.name](x, axis=axes, keepdims=True)
         case "ELEMENTWISE":
-            operations = {"SUM": np.add, "SUB": np.subtract, "PROD": np.multiply, "DIV": np.divide, "POW": np.power}
+            operations = {"SUM": np.add, "PROD": np.multiply, "POW": np.power}
             return ({"MAX": np.maximum} | operations)[layer.op.name](*inputs)
-        case "UNARY":
-            return {"SQRT": np.sqrt}[layer.op.name](x)
         case "NORMALIZATION":
             axes = tuple(axis for axis in range(8) if layer.axes >> axis & 1)
             normed = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + layer.epsilon)

@@ -1,9 +1,12 @@
 """Engines built here with TensorRT-RTX, and TensorRT's other versions played; bad input, memory, several builders."""
 
+import hashlib
+import json
 import logging
 import multiprocessing
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +24,13 @@ from reidkit.bundle import Golden, open_bundle, write_bundle
 from reidkit.deploy import build
 from reidkit.deploy.build import build_engine, profiles_of
 from reidkit.deploy.network.onnx_layers import onnx_network
+from reidkit.deploy.typed_graph import value_types
 from reidkit.errors import ConfigError, EngineError, ModelError, OutputError, RuntimeMissing
 from reidkit.manifest import Embedding, Manifest
 from reidkit.runtime import cuda
+from reidkit.runtime.engine_facts import WRITER
 from reidkit.runtime.engine_store import Machine, Profile, graph_digest, read_engine, read_store
+from reidkit.runtime.flavour import open_flavour
 from reidkit.types import InputSpec
 
 CARD = Machine("tensorrt", "0", "NVIDIA Fake", "9.0", "13.0")
@@ -250,6 +256,41 @@ def test_untyped_a_parsed_network_has_the_types_of_its_graph(bundle, play):
     typed = play("10.9.0")
     build_engine(bundle, precision="float16", via="parser")
     assert {layer.precision for layer in typed.builders[0].network.layers} == {None}
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("version", ["8.6.0", "10.9.0"])
+def test_by_parser_ibn_is_one_normalisation_in_the_type_that_a_version_computes_well(
+    bundle, play, version, precision, monkeypatch
+):
+    trt = play(version)
+    flavour = open_flavour("tensorrt")
+    network = flavour.network(trt.Builder(None))
+    # As if the graph had come of `reid quantize`; its pairs make no difference here.
+    monkeypatch.setattr("reidkit.bundle.Bundle.int8_model", lambda self, engine: self.model)
+    build._parse(bundle, flavour, network, None, precision)
+    graph = trt.parsers[0].model.graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert (operators["InstanceNormalization"], operators["Split"], operators["Concat"]) == (6, 0, 0)
+    types = value_types(trt.parsers[0].model)
+    kinds = {types[name] for node in graph.node if node.op_type == "InstanceNormalization" for name in node.input}
+    untyped = version == "8.6.0"
+    assert kinds == {"float16" if untyped and precision == "float16" else "float32"}
+    told = {layer.precision for layer in network.layers if layer.kind == "NORMALIZATION"}
+    assert told == {"float16" if untyped and precision == "float16" else None}
+
+
+def test_what_is_written_has_its_number(bundle, play):
+    """Engines of before are to be built again, so `WRITER` goes up with every change of these layers."""
+    written = []
+    for version in ("8.6.0", "10.9.0"):
+        for via in ("network", "parser"):
+            trt = play(version)
+            build_engine(bundle, precision="float16", via=via)
+            layers = trt.builders[0].network.layers
+            written.append([(layer.kind, layer.precision, sorted(layer.output_types.items())) for layer in layers])
+    digest = hashlib.sha256(json.dumps(written).encode()).hexdigest()[:16]
+    assert (WRITER, digest) == (2, "de8c1ce3539803b7")
 
 
 @pytest.mark.parametrize(

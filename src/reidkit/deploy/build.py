@@ -271,11 +271,11 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: 
     quantized = precision == "int8"
     file = (bundle.int8_model("tensorrt") if quantized else None) or bundle.model
     model, kind = onnx.load(file), _KINDS[precision]
-    norms = "float32" if flavour.typed else kind  # told in float16, untyped, they are computed in float32 all the same
-    graph = typed = typed_graph(model, kind, whole_instance_norm=norms, rounded_by_us=quantized)
+    # Untyped, a normalisation is computed in float32 whatever it is told.
+    graph = typed = typed_graph(model, kind, low_instance_norm=not flavour.typed, rounded_by_us=quantized)
     if not flavour.typed and quantized:
         # Its pairs of Q and DQ know float32 alone; what lies between them is told to the layers.
-        graph = typed_graph(model, "float32", whole_instance_norm="float32", rounded_by_us=True)
+        graph = typed_graph(model, "float32", rounded_by_us=True)
     if not flavour.typed:
         graph = in_opset_17(graph)
     data = graph.SerializeToString(deterministic=True)
@@ -288,14 +288,13 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: 
             fix="build it with --via network, or another runtime",
         )
     if not flavour.typed:
-        types = value_types(typed)
         # Which of the layers between two pairs are fused into integers is the builder's choice; the tail is not.
-        _type_layers(flavour, network, {n: t for n, t in types.items() if not quantized or t == "float32"})
+        _type_layers(flavour, network, value_types(typed), tail_only=quantized)
     return parser, data
 
 
-def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind]) -> None:
-    """Tells the layers of a network that is not typed what the graph says of their outputs."""
+def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind], *, tail_only: bool) -> None:
+    """Tells the layers of a network that is not typed what the graph says of their outputs, or of the float32 ones."""
     trt = flavour.trt
     dtypes = {"float32": trt.float32, "float16": trt.float16}
     casting = {trt.LayerType.CAST, trt.LayerType.IDENTITY}
@@ -307,7 +306,7 @@ def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind]) -> None
     for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
         kind = needed.get(layer.get_output(0).name)
-        if kind is None:
+        if kind is None or (tail_only and kind != "float32"):
             continue
         if layer.type not in moving:
             layer.precision = dtypes[kind]

@@ -282,8 +282,8 @@ def write_out_hard_swish(graph: onnx.GraphProto, table: dict[str, ValueType]) ->
 def join_halves(graph: onnx.GraphProto, table: dict[str, ValueType]) -> None:
     """Makes one instance normalisation of Split, instance normalisations of some parts, and Concat: IBN-a.
 
-    Only `typed_graph` knows the result, and writes it out: its fourth input is multiplied with the map and added,
-    1 where a channel is not normalised.
+    Only `typed_graph` knows the result, and writes it out: a fourth input is multiplied with the map and added, 1 where
+    a channel is not normalised.
     """
     links = Links(graph)
     for concat in list(graph.node):
@@ -303,8 +303,8 @@ def _joined(concat: onnx.NodeProto, links: Links, table: dict[str, ValueType]) -
     split = links.makers.get(parts[0])
     if split is None or not is_standard(split, "Split") or list(split.output) != parts or not any(norms):
         return None
-    known = table[split.input[0]].shape
-    if known is None:
+    known = table[split.input[0]].shape if split.input[0] in table else None
+    if known is None or len(known) < 3:
         return None
     axes = {axis if axis >= 0 else axis + len(known) for axis in (_axis(split), _axis(concat))}
     sizes = split_sizes(split, links, known[1])
@@ -319,8 +319,10 @@ def _joined(concat: onnx.NodeProto, links: Links, table: dict[str, ValueType]) -
         for column, values in zip(columns, (*arrays, np.full(size, float(norm is None))), strict=True):
             column.append(np.asarray(values, np.float32))
     factor, offset, kept = (np.concatenate(column) for column in columns)
-    kept = kept.reshape(-1, *(1,) * (len(known) - 2))
-    inputs = [links.add_constant(values, f"{concat.output[0]}_whole") for values in (factor, offset, kept)]
+    given = [factor, offset]
+    if kept.any():
+        given.append(kept.reshape(-1, *(1,) * (len(known) - 2)))
+    inputs = [links.add_constant(values, f"{concat.output[0]}_whole") for values in given]
     return helper.make_node(
         "InstanceNormalization",
         [split.input[0], *inputs],

@@ -69,23 +69,23 @@ _CHANGED_SINCE_18 = frozenset({"DFT", "GridSample", "GroupNormalization"})
 
 
 def typed_graph(
-    model: onnx.ModelProto, kind: Kind, *, whole_instance_norm: Kind | None = None, rounded_by_us: bool = False
+    model: onnx.ModelProto, kind: Kind, *, low_instance_norm: bool = False, rounded_by_us: bool = False
 ) -> onnx.ModelProto:
     """The graph, cleaned (see `graph_cleanup.cleaned`), with maps of a type and casts where types meet.
 
     Inputs and outputs stay as they are. Every value has one type that it is made in; it is cast to the other at most
-    once, and never back. Weights are converted once. A graph that has types of its own already, float16 inside or
-    quantised, is given back as it is where `kind` is the float type it has. A bfloat16 graph gets the first opset with
-    convolutions in bfloat16, 22, where nothing changed on the way for its operators (from opset 18 on); else it keeps
-    its own, in which TensorRT's parsers take them as well.
+    once, and never back. Weights are converted once. IBN-a becomes one instance normalisation of all channels and one
+    sum with what is kept (`graph_cleanup.join_halves`), so that no map is split and put together again.
+
+    A graph that has types of its own already, float16 inside or quantised, is given back as it is where `kind` is the
+    float type it has. A bfloat16 graph gets the first opset with convolutions in bfloat16, 22, where nothing changed on
+    the way for its operators (from opset 18 on); else it keeps its own, in which TensorRT's parsers take them as well.
 
     Args:
         model: a bundle's graph, its weights inside.
         kind: of the maps. "float32" only cleans.
-        whole_instance_norm: makes one normalisation of all channels, by 0 where nothing is to change, and one sum with
-            what is kept, of IBN-a, so that no map is split and put together again. All instance normalisations are
-            told in this type, which says how an engine's are computed: the type of the maps where it computes float32
-            inside in any case, else "float32". Those of weights that the type does not hold stay float32.
+        low_instance_norm: tell instance normalisations in the type of their maps, for an engine that computes float32
+            inside in any case; else they are float32, and so are those of weights that are computed, or not held.
         rounded_by_us: the graph has pairs of Q and DQ from `quantize.emit`. They stay, each in the type of its map, and
             weights behind one become integers.
 
@@ -104,12 +104,11 @@ def typed_graph(
     table = value_table(result, batch=_SOME_BATCH)
     if kind != "float32":
         _check_typeable(result, table, kind)
-    if whole_instance_norm is not None:
-        join_halves(result.graph, table)
+    join_halves(result.graph, table)
     if kind == "bfloat16":
         write_out_hard_swish(result.graph, table)
         _raise_opset(result, _WITH_BFLOAT16)
-    writer = _Writer(result, table, kind, whole_instance_norm)
+    writer = _Writer(result, table, kind, low_norms=low_instance_norm)
     for node in list(result.graph.node):
         writer.write(node)
     replace_all(result.graph.node, writer.nodes)
@@ -195,12 +194,12 @@ def _raise_opset(model: onnx.ModelProto, opset: int) -> None:
 class _Writer:
     """Writes a graph's nodes again, each in its type."""
 
-    def __init__(self, model: onnx.ModelProto, table: dict[str, ValueType], kind: Kind, norms: Kind | None) -> None:
+    def __init__(self, model: onnx.ModelProto, table: dict[str, ValueType], kind: Kind, *, low_norms: bool) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._links = Links(model.graph)
         self._table = table
         self._low: Kind = kind
-        self._norms: Kind | None = norms
+        self._low_norms = low_norms
         self._outputs = {value.name for value in model.graph.output}
         self._end = positionless(model.graph, self._links, table)
         self._made_in: dict[str, Kind] = {}
@@ -210,8 +209,8 @@ class _Writer:
 
     def write(self, node: onnx.NodeProto) -> None:
         """Writes one node, and the casts that it needs."""
-        if self._norms is not None and is_standard(node, "InstanceNormalization"):
-            self._write_whole(node)
+        if is_standard(node, "InstanceNormalization"):
+            self._write_instance_norm(node)
             return
         made_in, seen_as = self._kinds(node)
         result = copied_node(node)
@@ -326,30 +325,34 @@ class _Writer:
         name = free_name(f"{result}_cast", self._links.taken)
         self.nodes.append(helper.make_node("Cast", [source], [result], name=name, to=ELEMENTS[kind]))
 
-    def _write_whole(self, node: onnx.NodeProto) -> None:
-        """An instance normalisation over all channels, and the sum with those that it only keeps; see `join_halves`."""
-        x, result = node.input[0], node.output[0]
+    def _write_instance_norm(self, node: onnx.NodeProto) -> None:
+        """An instance normalisation, and the sum with channels that it only keeps; see `join_halves`."""
+        x, result, weights = node.input[0], node.output[0], node.input[1:3]
         kind = "float32" if result in self._end else self._seen(x)
-        within = self._norms if kind != "float32" and self._norms and self._held(node.input[1:3]) else "float32"
-        kept = node.input[3] if len(node.input) > 3 else None
-        normed = result if kept is None and within == kind else free_name(f"{result}_normed", self._links.taken)
-        actual = self._define(result, kind, kind)
-        made = actual if normed == result else normed
-        norm = helper.make_node(
-            node.op_type, [self._as(name, within) for name in node.input[:3]], [made], name=node.name or made
-        )
+        low = self._low_norms and all(name in self._links.constants for name in weights) and self._held(weights)
+        within = kind if low else "float32"
+        inputs = [self._as(name, within) for name in (x, *weights)]
+        if len(node.input) == 3:
+            made = self._define(result, within, kind)
+        else:
+            made = free_name(f"{result}_normed", self._links.taken)
+        norm = helper.make_node(node.op_type, inputs, [made], name=node.name or made)
         norm.attribute.extend(node.attribute)
         self.nodes.append(norm)
-        if within != kind:
-            made = actual if kept is None else free_name(f"{normed}_{kind}", self._links.taken)
-            self._cast(normed, kind, made)
-        if kept is not None:
-            product = free_name(f"{result}_kept", self._links.taken)
-            inputs = [self._as(x, kind), self._as(kept, kind)]
-            self.nodes.append(helper.make_node("Mul", inputs, [product], name=product))
-            self.nodes.append(helper.make_node("Add", [made, product], [actual], name=f"{result}_Add"))
-        if actual != result:
-            self._cast(actual, "float32", result)
+        if len(node.input) > 3:
+            if within != kind:
+                normed, made = made, free_name(f"{made}_{kind}", self._links.taken)
+                self._cast(normed, kind, made)
+            kept = free_name(f"{result}_kept", self._links.taken)
+            self._step("Mul", [self._as(x, kind), self._as(node.input[3], kind)], kept)
+            made = self._step("Add", [made, kept], self._define(result, kind, kind))
+        if made != result:
+            self._cast(made, "float32", result)
+
+    def _step(self, operator: str, inputs: Sequence[str], result: str) -> str:
+        name = free_name(f"{result}_{operator}", self._links.taken)
+        self.nodes.append(helper.make_node(operator, inputs, [result], name=name))
+        return result
 
 
 def _size(known: ValueType) -> int | None:

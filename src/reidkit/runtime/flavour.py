@@ -9,6 +9,8 @@
 | kernels of cuDNN and cuBLAS | by default | none | none | none |
 | two contexts on one profile | by a preview flag | yes | yes | yes |
 | bfloat16 | no | yes | yes | yes |
+| a normalisation is added by | `add_normalization` | from 10.15 on `add_normalization_v2` | v2 | v2 |
+| and computed in | float32, whatever its type | its type | its type | its type |
 | int8 | by a flag; Q and DQ in float32 alone | Q and DQ | Q and DQ | Q and DQ |
 | builds without a card | no | no | no | yes |
 """
@@ -85,9 +87,12 @@ class Flavour:
         return parser
 
     def normalization(self, network: Any, x: Any, scale: Any, bias: Any, *, axes: int) -> Any:
-        """Adds a normalisation over some axes, a bit for each; what the first call is named has changed."""
+        """Adds a normalisation over some axes, a bit for each."""
         add = getattr(network, "add_normalization_v2", None) or network.add_normalization
-        return add(x, scale, bias, axes)
+        layer = add(x, scale, bias, axes)
+        if not self.typed:
+            layer.compute_precision = self.trt.float32
+        return layer
 
     def config(self, builder: Any, precision: Precision, options: Sequence[str], workspace: int | None) -> Any:
         """What a builder is told beside the network.

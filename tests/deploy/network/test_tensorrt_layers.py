@@ -137,6 +137,19 @@ def test_instance_norm_does_not_mind_how_large_a_map_is():
     assert distance(got, embeddings) < 0.014
 
 
+def test_a_normalisation_has_the_epsilon_that_it_is_given():
+    network = FLAVOUR.network(trt.Builder(FLAVOUR.log()))
+    layers = TensorRtLayers(FLAVOUR, network)
+    x = layers.crops(SMALL)
+    layers.embeddings(layers.mean(layers.instance_norm(x, np.float32([2, 3]), np.float32([4, 5]), 0.25)))
+    crops = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), dtype=np.uint8)
+    got = run_network(trt, network, layers._kept, crops)
+    (norm,) = [layer for layer in map(network.get_layer, range(network.num_layers)) if "NORM" in layer.type.name]
+    assert downcast(trt, norm).epsilon == 0.25
+    pixels = (crops / 255 - np.array(SMALL.mean)) / np.array(SMALL.std)
+    np.testing.assert_allclose(got, np.stack([[4, 5, rows[..., 2].mean()] for rows in pixels]), rtol=1e-4, atol=1e-4)
+
+
 def test_weights_beyond_half_precision_are_refused():
     spec, input_, tensors, _, _ = known("osnet")
     name = "backbone.conv1.bn"

@@ -118,7 +118,7 @@ class TensorRtLayers:
         """
         channels, normed = x.shape[0], len(factor)
         weights = [np.concatenate([values, np.zeros(channels - normed, np.float32)]) for values in (factor, offset)]
-        held = x.kind == "float32" or all(is_held(values, x.kind) for values in weights)
+        held = all(is_held(values, x.kind) for values in weights)
         wide = x if held and not self._flavour.typed else self.cast(x, "float32")
         given = [self._constant(values.reshape(1, -1, 1, 1), wide.kind).tensor for values in weights]
         layer = self._flavour.normalization(self._network, wide.tensor, *given, axes=_POSITIONS)
