@@ -126,7 +126,7 @@ class TensorRtLayers:
         result = self.cast(self._done(layer, wide.kind, x.shape), x.kind)
         if normed == channels:
             return result
-        kept = np.repeat(np.float32([0, 1]), [normed, channels - normed])
+        kept = np.repeat(np.array([0, 1], np.float32), [normed, channels - normed])
         return self.add(result, self._binary(x, self._constant(kept.reshape(1, -1, 1, 1), x.kind), "PROD"))
 
     def relu(self, x: TensorRtValue) -> TensorRtValue:
