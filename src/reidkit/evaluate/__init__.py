@@ -2,7 +2,8 @@
 
 from reidkit.evaluate.comparison import Comparison, compare_reports
 from reidkit.evaluate.embedding import EmbeddedCrops, embed_crops, embed_split
-from reidkit.evaluate.report import FALSE_POSITIVE_RATES, RANKS, EmbeddedBy, Report, evaluate, rank_embedded
+from reidkit.evaluate.evaluation import evaluate, rank_embedded
+from reidkit.evaluate.report import FALSE_POSITIVE_RATES, RANKS, EmbeddedBy, Report
 
 __all__ = [
     "FALSE_POSITIVE_RATES",
