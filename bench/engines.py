@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from reidkit.bundle import open_bundle
+from reidkit.decoding import stream_crops
 from reidkit.deploy.build import build_engine
-from reidkit.imaging import available_cores, stream_crops
+from reidkit.imaging import available_cores
 from reidkit.runtime import cuda, load
 from reidkit.runtime.device_arrays import DeviceArray
 from reidkit.runtime.pipeline import embed_files

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reidkit.imaging import available_cores, image_files, load_crop, stream_crops
+from reidkit.decoding import stream_crops
+from reidkit.imaging import available_cores, image_files, load_crop
 from reidkit.runtime import load
 from reidkit.runtime.pipeline import embed_files
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from reidkit.data import load_split
 from reidkit.data.synth import synthesize
-from reidkit.imaging import available_cores, stream_crops
+from reidkit.decoding import stream_crops
+from reidkit.imaging import available_cores
 from reidkit.metrics.distance import compare
 from reidkit.metrics.junk import labels_of
 from reidkit.metrics.prepared import Metric

@@ -1,7 +1,5 @@
 import io
 import struct
-import threading
-import time
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +13,7 @@ from PIL import Image, ImageFile
 from conditions import as_installed, unprivileged
 from reidkit import imaging
 from reidkit.errors import ConfigError, DataError, ImageError
-from reidkit.imaging import available_cores, image_files, load_crop, open_image, resize, stream_crops
+from reidkit.imaging import available_cores, image_files, load_crop, open_image, resize
 from reidkit.types import InputSpec, ResizeFilter
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -280,96 +278,8 @@ class TestResize:
         assert crop.tolist() == rgb(RED, RED, BLUE, BLUE)
 
 
-SPEC = InputSpec(2, 2, resize="nearest")
-
-
-def write_greys(folder: Path, n: int) -> list[Path]:
-    files = [folder / f"{i:03}.png" for i in range(n)]
-    for i, file in enumerate(files):
-        file.write_bytes(encoded(Image.new("L", (3, 3), i), "PNG"))
-    return files
-
-
-def decoding_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reidkit-decode")]
-
-
-class Counted:
-    """Stands in for `load_crop` and counts how often it was started."""
-
-    def __init__(self) -> None:
-        self.started = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, source: Path | str, spec: InputSpec) -> np.ndarray:
-        with self._lock:
-            self.started += 1
-        return np.zeros((spec.height, spec.width, 3), dtype=np.uint8)
-
-    def settle(self, wanted: int) -> int:
-        """How many were started, after as many as `wanted` were, and a while for more."""
-        deadline = time.monotonic() + 5
-        while self.started < wanted and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(0.005)
-        return self.started
-
-
-class TestStream:
-    @pytest.mark.parametrize("ahead", [1, 3, 100])
-    def test_crops_come_in_order(self, tmp_path, ahead):
-        files = write_greys(tmp_path, 24)
-        crops = list(stream_crops(files, SPEC, threads=4, ahead=ahead))
-        assert [int(crop[0, 0, 0]) for crop in crops if isinstance(crop, np.ndarray)] == list(range(24))
-
-    def test_one_that_cannot_be_decoded_is_an_error_in_its_place(self, tmp_path):
-        files = write_greys(tmp_path, 3)
-        files[1].write_text("no picture")
-        first, second, third = stream_crops(files, SPEC, threads=2)
-        assert isinstance(first, np.ndarray)
-        assert isinstance(second, ImageError)
-        assert isinstance(third, np.ndarray)
-        assert third[0, 0, 0] == 2
-        assert str(second).startswith(f"{files[1]} is not a picture")
-
-    def test_no_pictures_give_no_crops(self):
-        assert list(stream_crops([], SPEC, threads=1)) == []
-
-    def test_it_reads_ahead_as_far_as_it_may_and_no_further(self, monkeypatch):
-        counted = Counted()
-        monkeypatch.setattr(imaging, "load_crop", counted)
-        stream = stream_crops([Path("x.jpg")] * 12, SPEC, threads=3, ahead=4)
-        assert counted.started == 0
-        for consumed, _ in enumerate(stream, start=1):
-            allowed = min(12, consumed + 4)
-            assert counted.settle(allowed) == allowed
-        assert counted.started == 12
-
-    def test_closed_early_it_stops_decoding_and_its_threads(self, monkeypatch):
-        counted = Counted()
-        monkeypatch.setattr(imaging, "load_crop", counted)
-        stream = stream_crops([Path("x.jpg")] * 500, SPEC, threads=2, ahead=8)
-        next(stream)
-        assert decoding_threads()
-        stream.close()
-        assert decoding_threads() == []
-        assert counted.started <= 9
-
-    def test_an_error_that_is_not_the_pictures_fault_comes_through(self, monkeypatch):
-        def out_of_memory(source: Path, spec: InputSpec) -> np.ndarray:
-            raise MemoryError("too much")
-
-        monkeypatch.setattr(imaging, "load_crop", out_of_memory)
-        with pytest.raises(MemoryError, match="too much"):
-            list(stream_crops([Path("x.jpg")] * 5, SPEC, threads=2))
-        assert decoding_threads() == []
-
-    def test_it_must_read_ahead(self):
-        with pytest.raises(ConfigError, match="Cannot decode that few pictures ahead\n  got: 0\n  expected: 1 or more"):
-            next(stream_crops([Path("x.jpg")], SPEC, ahead=0))
-
-    def test_there_is_at_least_one_core(self):
-        assert available_cores() >= 1
+def test_there_is_at_least_one_core():
+    assert available_cores() >= 1
 
 
 class TestImageFiles:

@@ -6,17 +6,13 @@ was measured with is what it runs with. Colour order, scale, mean and std are no
 
 import io
 import os
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from reidkit.errors import ConfigError, DataError, ImageError
+from reidkit.errors import DataError, ImageError
 from reidkit.types import InputSpec, ResizeFilter
 
 MAX_PIXELS = 64_000_000
@@ -112,7 +108,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P":
         # A palette may carry transparency in its info; RGBA reads it without a complaint, RGB drops it after.
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it once more
 
 
 def resize(image: Image.Image, spec: InputSpec) -> UInt8[np.ndarray, "height width 3"]:
@@ -132,45 +128,6 @@ def load_crop(source: Path | str | bytes, spec: InputSpec) -> UInt8[np.ndarray, 
         ImageError: as `open_image`.
     """
     return resize(open_image(source), spec)
-
-
-def stream_crops(
-    sources: Sequence[Path | str], spec: InputSpec, *, threads: int | None = None, ahead: int = 256
-) -> Generator[UInt8[np.ndarray, "height width 3"] | ImageError, None, None]:
-    """Decodes and resizes pictures in a pool of threads, in order, at most `ahead` of them before they are asked for.
-
-    Pillow and the JPEG decoder release Python's lock, so threads run in parallel and memory stays bounded by `ahead`.
-    A picture that cannot be decoded comes as its ImageError, in its place: the caller says what that means.
-
-    Args:
-        sources: picture files.
-        spec: size and filter.
-        threads: of the pool; None takes one per processor core this process may use.
-        ahead: crops decoded ahead of the consumer.
-
-    Raises:
-        ConfigError: `ahead` is below 1.
-    """
-    if ahead < 1:
-        raise ConfigError("Cannot decode that few pictures ahead", got=ahead, expected="1 or more")
-
-    def load(source: Path | str) -> np.ndarray | ImageError:
-        try:
-            return load_crop(source, spec)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="reidkit-decode") as pool:
-        rest = iter(sources)
-        queue = deque(pool.submit(load, source) for source in islice(rest, ahead))
-        try:
-            while queue:
-                item = queue.popleft().result()
-                queue.extend(pool.submit(load, source) for source in islice(rest, 1))
-                yield item
-        finally:
-            for future in queue:
-                future.cancel()
 
 
 def available_cores() -> int:

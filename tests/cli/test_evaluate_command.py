@@ -230,7 +230,7 @@ _CROPS = "7 query and 7 gallery crops\n  expected:"
             for given in (
                 ["BUNDLE"],
                 *(["--data", "MARKET"], ["--runtime", "onnxruntime"], ["--tta", "flip"], ["--device", "cuda"]),
-                *(["--batch", "3"], ["--threads", "2"], ["--skip-unreadable"], ["--no-cache"], ["--record"]),
+                *(["--batch", "3"], ["--workers", "2"], ["--skip-unreadable"], ["--no-cache"], ["--record"]),
                 *(["--format", "market1501"], ["--variant", "labeled"]),
             )
         ),

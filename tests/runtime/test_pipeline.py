@@ -47,7 +47,7 @@ def test_every_picture_in_order_and_in_batches(tmp_path, n, batch_size, batches)
         embedder,
         write_greys(tmp_path, n),
         batch_size=batch_size,
-        threads=3,
+        workers=3,
         progress=lambda i, total: done.append((i, total)),
     )
     assert result.embeddings.tolist() == [[i, i, i] for i in range(n)]
@@ -62,7 +62,7 @@ def test_unreadable_pictures_are_left_out_and_reported(tmp_path, batch_size):
     files = write_greys(tmp_path, 8)
     for broken in (0, 3, 4, 7):
         files[broken].write_text("no picture")
-    result = embed_files(MeanColor(), files, batch_size=batch_size, threads=2, unreadable="skip")
+    result = embed_files(MeanColor(), files, batch_size=batch_size, workers=2, unreadable="skip")
     assert result.rows.tolist() == [1, 2, 5, 6]
     assert result.embeddings[:, 0].tolist() == [1, 2, 5, 6]
     assert [str(error).split(" is not")[0] for error in result.unreadable] == [str(files[i]) for i in (0, 3, 4, 7)]
@@ -73,7 +73,7 @@ def test_by_itself_the_first_unreadable_picture_stops_it(tmp_path):
     files[5].write_text("no picture")
     files[6].unlink()
     with pytest.raises(ImageError) as caught:
-        embed_files(MeanColor(), files, batch_size=2, threads=2)
+        embed_files(MeanColor(), files, batch_size=2, workers=2)
     assert str(caught.value).startswith(f"{files[5]} is not a picture\n")
     assert decoding_threads() == []  # also while the error, and with it the frame, is held
 
@@ -84,7 +84,7 @@ def test_an_engine_that_fails_stops_the_decoding(tmp_path):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory") as caught:
-        embed_files(Broken(), write_greys(tmp_path, 100), batch_size=2, threads=2)
+        embed_files(Broken(), write_greys(tmp_path, 100), batch_size=2, workers=2)
     assert decoding_threads() == []
     del caught
 
@@ -98,7 +98,7 @@ def test_no_files():
 def test_no_file_that_can_be_read(tmp_path):
     files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     with pytest.raises(DataError, match="There is no picture to embed\n  got: 2 files, 2 unreadable"):
-        embed_files(MeanColor(), files, unreadable="skip", threads=1)
+        embed_files(MeanColor(), files, unreadable="skip", workers=1)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
@@ -131,5 +131,5 @@ def test_decoding_never_runs_further_ahead_than_four_batches(monkeypatch):
 
     ahead: list[int] = []
     monkeypatch.setattr(imaging, "load_crop", load_crop)
-    embed_files(Watching(), [Path("x.jpg")] * n, batch_size=batch_size, threads=3)
+    embed_files(Watching(), [Path("x.jpg")] * n, batch_size=batch_size, workers=3)
     assert ahead == [min(n - 3 * (i + 1), 12) for i in range(20)]

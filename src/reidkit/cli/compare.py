@@ -45,7 +45,7 @@ def compare(
     memory: options.Memory = "1GiB",
     cached: options.Cached = True,
     batch: options.BatchSize = 32,
-    threads: options.Threads = None,
+    workers: options.Workers = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the queries that changed most, as pictures.")
     ] = None,
@@ -61,7 +61,7 @@ def compare(
         device=device,
         rebuild=rebuild,
         batch=batch,
-        threads=threads,
+        workers=workers,
         cached=cached,
         protocol=protocol,
         metric=metric,

@@ -30,7 +30,7 @@ def embed(
     precision: options.PrecisionOption = None,
     rebuild: options.Rebuild = False,
     batch: options.BatchSize = 32,
-    threads: options.Threads = None,
+    workers: options.Workers = None,
     skip_unreadable: options.SkipUnreadable = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
@@ -55,7 +55,7 @@ def embed(
                 embedder,
                 pictures.crops,
                 batch_size=batch,
-                threads=threads,
+                workers=workers,
                 unreadable="skip" if skip_unreadable else "raise",
                 progress=progress,
             )

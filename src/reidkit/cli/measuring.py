@@ -43,7 +43,7 @@ class Settings:
         precision: of the engine's arithmetic; None takes what there is.
         rebuild: build an engine again that does not fit.
         batch: crops a call of the engine.
-        threads: that decode.
+        workers: that decode.
         skip_unreadable: leave out pictures that cannot be decoded.
         cached: embed the same pictures with the same model once.
         protocol: name, or None for the one of each data set.
@@ -59,7 +59,7 @@ class Settings:
     precision: Precision | None = None
     rebuild: bool = False
     batch: int = 32
-    threads: int | None = None
+    workers: int | None = None
     skip_unreadable: bool = False
     cached: bool = True
     protocol: str | None = None
@@ -241,7 +241,7 @@ def embed(
             split,
             tta=settings.tta,
             batch_size=settings.batch,
-            threads=settings.threads,
+            workers=settings.workers,
             unreadable="skip" if settings.skip_unreadable else "raise",
             cache=cache,
             progress=progress,

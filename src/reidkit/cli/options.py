@@ -41,6 +41,10 @@ Rebuild = Annotated[
     typer.Option("--rebuild", help="Build an engine that does not fit this machine or model again, as it was built."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, or threads for few pictures, that decode (default: one a core)."),
+]
 ThreadsPerCall = Annotated[
     int | None, typer.Option("--threads-per-call", min=1, help="Threads of the processor that one call may use.")
 ]

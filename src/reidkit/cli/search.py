@@ -42,7 +42,7 @@ def search(
     weight: options.Weight = None,
     cached: options.Cached = True,
     batch: options.BatchSize = 32,
-    threads: options.Threads = None,
+    workers: options.Workers = None,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
 ) -> None:
@@ -59,7 +59,7 @@ def search(
         precision=options.parse_precision(precision),
         rebuild=rebuild,
         batch=batch,
-        threads=threads,
+        workers=workers,
         skip_unreadable=True,
         cached=cached,
         metric=metric,

@@ -52,7 +52,7 @@ def verify(
         ),
     ] = None,
     batch: options.BatchSize = 32,
-    threads: options.Threads = None,
+    workers: options.Workers = None,
     cached: options.Cached = True,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,
@@ -74,7 +74,7 @@ def verify(
         check_engines([(opened, _reference(opened).runtime)])
     rows, passed = hold_engines(opened, runtime or (), device=device, precisions=precisions, rebuild=rebuild)
     if split is not None:
-        settings = Settings(device=device, batch=batch, threads=threads, cached=cached)
+        settings = Settings(device=device, batch=batch, workers=workers, cached=cached)
         good = [row for row in rows if row.passed]
         most = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
         agreements = _compare(opened, split, good, settings, most)
@@ -161,7 +161,7 @@ def _compare(
                 split,
                 model=bundle.manifest.name,
                 batch_size=settings.batch,
-                threads=settings.threads,
+                workers=settings.workers,
                 cache=cache,
                 progress=progress,
             )

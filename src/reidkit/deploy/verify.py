@@ -228,7 +228,7 @@ def measure_on(
     *,
     model: str = "",
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     cache: EmbeddingCache | None = None,
     progress: Progress = no_progress,
 ) -> Measured:
@@ -239,7 +239,7 @@ def measure_on(
         split: with query and gallery.
         model: what to call the model.
         batch_size: crops a call of the engine.
-        threads: that decode.
+        workers: that decode, as in `reidkit.decoding.stream_crops`.
         cache: opened for this embedder.
         progress: over the crops.
 
@@ -249,7 +249,7 @@ def measure_on(
         InputError: no query has a match, or an embedding is not finite.
     """
     query, gallery = embed_split(
-        embedder, split, batch_size=batch_size, threads=threads, cache=cache, progress=progress
+        embedder, split, batch_size=batch_size, workers=workers, cache=cache, progress=progress
     )
     spec = embedder.spec
     nearest = NearestScorer((len(query.crops), len(gallery.crops)), TOP)

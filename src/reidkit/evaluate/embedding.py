@@ -35,7 +35,7 @@ def embed_crops(
     *,
     tta: Tta = "none",
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     unreadable: OnUnreadable = "raise",
     cache: EmbeddingCache | None = None,
     progress: Progress = no_progress,
@@ -47,7 +47,7 @@ def embed_crops(
         crops: to embed.
         tta: test-time augmentation, put around the embedder here.
         batch_size: crops a call of the engine.
-        threads: that decode.
+        workers: that decode, as in `reidkit.decoding.stream_crops`.
         unreadable: what to do about a picture that cannot be decoded: "raise", or "skip" and name it.
         cache: opened for this embedder and this `tta`; the same crops, byte for byte, are embedded once.
         progress: over the crops.
@@ -64,7 +64,7 @@ def embed_crops(
 
     def extract() -> Extraction:
         return embed_files(
-            augmented, files, batch_size=batch_size, threads=threads, unreadable=unreadable, progress=progress
+            augmented, files, batch_size=batch_size, workers=workers, unreadable=unreadable, progress=progress
         )
 
     extraction = extract() if cache is None else cache.fetch(files, extract, unreadable=unreadable)
@@ -89,7 +89,7 @@ def embed_split(
     *,
     tta: Tta = "none",
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     unreadable: OnUnreadable = "raise",
     cache: EmbeddingCache | None = None,
     progress: Progress = no_progress,
@@ -116,7 +116,7 @@ def embed_split(
             crops,
             tta=tta,
             batch_size=batch_size,
-            threads=threads,
+            workers=workers,
             unreadable=unreadable,
             cache=cache,
             progress=lambda done, _, before=before: progress(before + done, total),

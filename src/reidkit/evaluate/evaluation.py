@@ -29,7 +29,7 @@ def evaluate(
     refinement: Refinement = Refinement(),
     tta: Tta = "none",
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     unreadable: OnUnreadable = "raise",
     cache: EmbeddingCache | None = None,
     memory: int = MEMORY,
@@ -47,7 +47,7 @@ def evaluate(
         refinement: query expansion, database augmentation, re-ranking.
         tta: test-time augmentation, put around the embedder here; "flip" adds the mirror image of each crop.
         batch_size: crops a call of the engine.
-        threads: that decode.
+        workers: that decode, as in `reidkit.decoding.stream_crops`.
         unreadable: what to do about a picture that cannot be decoded: "raise", or "skip" and count it.
         cache: opened for this embedder and this `tta`.
         memory: bytes that ranking may take, beside the embeddings.
@@ -65,7 +65,7 @@ def evaluate(
         split,
         tta=tta,
         batch_size=batch_size,
-        threads=threads,
+        workers=workers,
         unreadable=unreadable,
         cache=cache,
         progress=progress,

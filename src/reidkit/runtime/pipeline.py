@@ -1,4 +1,4 @@
-"""From picture files to embeddings: threads decode and resize ahead while the engine runs."""
+"""From picture files to embeddings: workers decode and resize ahead while the engine runs."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from reidkit.decoding import stream_crops
 from reidkit.errors import ConfigError, DataError, ImageError
-from reidkit.imaging import stream_crops
 from reidkit.types import Embedder, Progress, no_progress
 
 OnUnreadable = Literal["raise", "skip"]
@@ -36,7 +36,7 @@ def embed_files(
     files: Sequence[Path],
     *,
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     unreadable: OnUnreadable = "raise",
     progress: Progress = no_progress,
 ) -> Extraction:
@@ -49,12 +49,13 @@ def embed_files(
         embedder: an open model.
         files: pictures, one crop each.
         batch_size: crops a call of the engine.
-        threads: that decode; None takes one per processor core.
+        workers: that decode, as in `reidkit.decoding.stream_crops`.
         unreadable: "raise" stops at the first picture that cannot be decoded; "skip" leaves it out and reports it.
         progress: called with the number of pictures done.
 
     Raises:
         ConfigError: `batch_size` is below 1.
+        ReidkitError: a process that decoded died.
         ImageError: a picture cannot be decoded and `unreadable` is "raise".
         DataError: no file is left to embed.
     """
@@ -70,8 +71,8 @@ def embed_files(
             embeddings[len(rows) - len(pending) : len(rows)] = embedder.embed(np.stack(pending))
             pending.clear()
 
-    # Closed also when something fails: the threads would decode on for as long as the traceback is held.
-    with closing(stream_crops(files, embedder.spec.input, threads=threads, ahead=4 * batch_size)) as stream:
+    # Closed also when something fails: the workers would decode on for as long as the traceback is held.
+    with closing(stream_crops(files, embedder.spec.input, workers=workers, ahead=4 * batch_size)) as stream:
         for i, crop in enumerate(stream):
             if isinstance(crop, ImageError):
                 if unreadable == "raise":

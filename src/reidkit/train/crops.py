@@ -30,8 +30,8 @@ from torch import Tensor
 
 import reidkit
 from reidkit.cache import CacheFolder, canonical, pictures_sha256, sources_sha256
+from reidkit.decoding import stream_crops
 from reidkit.errors import DataError, ImageError, InputError
-from reidkit.imaging import stream_crops
 from reidkit.train.prefetch import CudaLane, gather, prefetched
 from reidkit.train.settings import fraction
 from reidkit.types import InputSpec, Progress, no_progress
@@ -112,7 +112,7 @@ def _decode_to_memory(files: Sequence[Path], spec: InputSpec, progress: Progress
 
 
 def _decode(files: Sequence[Path], spec: InputSpec, progress: Progress, store: Callable[[int, Any], object]) -> None:
-    # Closed also when something fails: the threads would decode on for as long as the traceback is held.
+    # Closed also when something fails: the workers would decode on for as long as the traceback is held.
     with closing(stream_crops(files, spec)) as stream:
         for i, crop in enumerate(stream):
             if isinstance(crop, ImageError):

@@ -15,6 +15,7 @@ from onnx import helper
 import reidkit
 from reidkit.bundle import MODEL, Bundle, file_sha256
 from reidkit.calibration import Calibration, Method, Picture, Range, Source
+from reidkit.decoding import stream_crops
 from reidkit.deploy.graph_cleanup import cleaned
 from reidkit.deploy.graph_links import Links, copied
 from reidkit.deploy.quantize.grids import weight_steps
@@ -23,7 +24,6 @@ from reidkit.deploy.quantize.pictures import Pictures, in_order_of_choice
 from reidkit.deploy.quantize.placement import PLACEMENT, Layer, place, quantizable_layers, refuse_quantized
 from reidkit.deploy.quantize.ranges import PERCENTILE, range_of
 from reidkit.errors import BundleError, ConfigError, DataError, ImageError, ModelError
-from reidkit.imaging import stream_crops
 from reidkit.onnx_file import first_line, read_model, standard_opset
 from reidkit.runtime.contract import CROPS
 from reidkit.types import Crop, Progress, no_progress
@@ -111,7 +111,7 @@ def observe(
         images: how many; all of them where there are fewer.
         seed: that chooses.
         skip_unreadable: leave out pictures that cannot be decoded, and take others for them.
-        threads: that decode, and that the graph runs on; None takes all cores.
+        threads: that the graph runs on, and workers that decode; None takes all cores.
         progress: over the pictures.
 
     Raises:
@@ -272,7 +272,7 @@ def _readable(
     """The crops that can be decoded, in the order of choice."""
     order = in_order_of_choice(pictures.crops, seed)
     files = [crop.path for crop in order]
-    with closing(stream_crops(files, bundle.manifest.input, threads=threads, ahead=2 * _BATCH)) as stream:
+    with closing(stream_crops(files, bundle.manifest.input, workers=threads, ahead=2 * _BATCH)) as stream:
         for crop, decoded in zip(order, stream, strict=True):
             if not isinstance(decoded, ImageError):
                 yield crop, decoded

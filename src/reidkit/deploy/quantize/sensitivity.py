@@ -152,7 +152,7 @@ def search(
         max_map_drop: mAP that may be lost; a fraction of 1.
         reference: the float network on the same split, where it was measured before.
         batch_size: crops a call of the engine.
-        threads: that decode, and that the graph runs on; None takes all cores.
+        threads: that the graph runs on, and workers that decode; None takes all cores.
         each: called with each network as it was measured.
         progress: over the crops of all networks; the total grows when more of them have to be measured.
 
@@ -232,7 +232,7 @@ class _Bench:
             embedder,
             self.split,
             batch_size=self.batch_size,
-            threads=self.threads,
+            workers=self.threads,
             progress=lambda done, total: self.progress(self.done * total + done, self.planned * total),
         )
         self.done += 1
