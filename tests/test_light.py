@@ -62,7 +62,8 @@ def test_importing_reidkit_needs_only_the_base():
         *("tensorrt", "tensorrt_rtx", "cuda", "filelock", "cv2"),
     }
     code = (
-        "import reidkit, reidkit.cli, reidkit.decoding\nprint('light', sorted(HIDDEN_LOADED := [n for n in HIDDEN if n in sys.modules]))"
+        "import reidkit, reidkit.cli, reidkit.decoding\n"
+        "print('light', sorted(HIDDEN_LOADED := [n for n in HIDDEN if n in sys.modules]))"
     )
     assert run_without(extras, code).stdout == "light []\n"
 
