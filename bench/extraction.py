@@ -2,9 +2,10 @@
 
     python bench/extraction.py BUNDLE PICTURES [--runtime onnxruntime] [--count 1024]
 
-Times, in one run and in turn: the engine alone on ready crops, decoding alone in threads, one picture after the other
-(decode, then embed), and `embed_files`, where threads decode while the engine runs. The bound is what two stages that
-share the same cores can reach: the sum of their times.
+Times, in one run and in turn: the engine alone on ready crops; decoding alone in one thread, in threads and in processes
+(and of these, what the process that takes the crops in spends itself, start included); one picture after the other
+(decode, then embed); and `embed_files`, which decodes while the engine runs. The bound is what two stages that share the
+same cores can reach: the sum of their times, with the faster way to decode.
 """
 
 import argparse
@@ -38,22 +39,33 @@ def main() -> None:
     batches = [crops[start : start + options.batch] for start in range(0, len(crops), options.batch)]
     work: dict[str, Callable[[], object]] = {
         "engine alone": lambda: [embedder.embed(batch) for batch in batches],
-        "decoding alone, in threads": lambda: list(stream_crops(files, spec)),
+        "decoding alone, one thread": lambda: decode(1, processes=False),
+        "decoding alone, threads": lambda: decode(None, processes=False),
+        "decoding alone, processes": lambda: decode(None, processes=True),
         "one after the other": lambda: [embedder.embed(load_crop(file, spec)[None]) for file in files],
         "embed_files": lambda: embed_files(embedder, files, batch_size=options.batch),
     }
+
+    def decode(workers: int | None, *, processes: bool) -> None:
+        for _ in stream_crops(files, spec, workers=workers, ahead=4 * options.batch, processes=processes):
+            pass
+
     embedder.embed(batches[0])
     times: dict[str, list[float]] = {name: [] for name in work}
+    own: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(options.repeats):
         for name, call in work.items():
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), time.process_time()
             call()
             times[name].append(time.perf_counter() - started)
+            own[name].append(time.process_time() - spent)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{options.bundle.name} on {options.runtime}, {len(files)} pictures, {available_cores()} cores")
     for name, seconds in medians.items():
-        print(f"{name:<28} {len(files) / seconds:>8.1f} images/s")
-    bound = medians["engine alone"] + medians["decoding alone, in threads"]
+        spent = 1e6 * statistics.median(own[name]) / len(files)
+        print(f"{name:<28} {len(files) / seconds:>8.1f} images/s {spent:>8.0f} us an image of this process's own time")
+    decoding = min(medians["decoding alone, threads"], medians["decoding alone, processes"])
+    bound = medians["engine alone"] + decoding
     print(f"embed_files reaches {bound / medians['embed_files']:.0%} of the bound on shared cores,")
     print(f"{medians['one after the other'] / medians['embed_files']:.2f} x one after the other")
 

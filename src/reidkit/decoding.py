@@ -57,8 +57,8 @@ def stream_crops(
         workers: that decode at the same time; None takes one per processor core this process may use, 32 at most.
         ahead: crops decoded ahead of the consumer.
         processes: whether the workers are processes or threads, which give the same crops and errors. None takes
-            processes for three workers or more and 2,048 pictures or more. Where they cannot be started, the log says
-            so and threads decode.
+            processes for 2,048 pictures or more, unless there is one worker. Where they cannot be started, the log
+            says so and threads decode.
 
     Raises:
         ConfigError: `ahead` is below 1.
@@ -68,7 +68,7 @@ def stream_crops(
         raise ConfigError("Cannot decode that few pictures ahead", got=ahead, expected="1 or more")
     workers = workers or min(imaging.available_cores(), _MOST)
     if processes is None:
-        processes = workers > 2 and len(sources) >= _WORTH_PROCESSES
+        processes = workers > 1 and len(sources) >= _WORTH_PROCESSES
     with (
         _started(workers if processes else 0) as crew,
         ThreadPoolExecutor(workers, thread_name_prefix="reidkit-decode") as pool,
@@ -173,7 +173,7 @@ class _Worker:
             raise ReidkitError(
                 "A process that decoded pictures died",
                 got=f"it {self._end()}",
-                fix="take fewer workers if memory has run out; one or two decode without processes",
+                fix="take fewer workers if memory has run out; one decodes without processes",
             ) from error
         crops.flags.writeable = False  # as Pillow's own arrays are
         # What a worker could not do is done here, where errors, warnings and Pillow's settings are the caller's own.
