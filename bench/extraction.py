@@ -2,10 +2,10 @@
 
     python bench/extraction.py BUNDLE PICTURES [--runtime onnxruntime] [--count 1024]
 
-Times, in one run and in turn: the engine alone on ready crops; decoding alone in one thread, in threads and in processes
-(and of these, what the process that takes the crops in spends itself, start included); one picture after the other
-(decode, then embed); and `embed_files`, which decodes while the engine runs. The bound is what two stages that share the
-same cores can reach: the sum of their times, with the faster way to decode.
+Times, in one run and in turn: the engine alone on ready crops; decoding alone in one thread, in threads and in
+processes; one picture after the other (decode, then embed); and `embed_files`, which decodes while the engine runs.
+Beside each stands the processor time of this process alone, without its workers. The bound is what two stages that
+share the same cores can reach: the sum of their times, with the faster way to decode.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     print(f"{options.bundle.name} on {options.runtime}, {len(files)} pictures, {available_cores()} cores")
     for name, seconds in medians.items():
         spent = 1e6 * statistics.median(own[name]) / len(files)
-        print(f"{name:<28} {len(files) / seconds:>8.1f} images/s {spent:>8.0f} us an image of this process's own time")
+        print(f"{name:<28} {len(files) / seconds:>8.1f} images/s {spent:>8.0f} us of this process an image")
     decoding = min(medians["decoding alone, threads"], medians["decoding alone, processes"])
     bound = medians["engine alone"] + decoding
     print(f"embed_files reaches {bound / medians['embed_files']:.0%} of the bound on shared cores,")
