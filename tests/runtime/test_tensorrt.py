@@ -626,10 +626,13 @@ def test_a_real_engine_takes_no_memory_for_a_call(real_engine):
     embedder, golden = real_engine
     crops, _ = many(golden, 31)
     embedder.embed(crops)
-    taken, free = cuda.allocations(), cuda.free_memory()
+    taken, same = cuda.allocations(), []
     for _ in range(20):
+        free = cuda.free_memory()
         embedder.embed(crops)
-    assert (cuda.allocations(), cuda.free_memory()) == (taken, free)
+        same.append(cuda.free_memory() == free)
+    assert cuda.allocations() == taken
+    assert any(same)  # what a call took would be missing after each of them; other programs use the card as well
 
 
 @needs_card

@@ -288,13 +288,17 @@ def _parse(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: 
             fix="build it with --via network, or another runtime",
         )
     if not flavour.typed:
-        # Which of the layers between two pairs are fused into integers is the builder's choice; the tail is not.
-        _type_layers(flavour, network, value_types(typed), tail_only=quantized)
+        _type_layers(flavour, network, value_types(typed), quantized=quantized)
     return parser, data
 
 
-def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind], *, tail_only: bool) -> None:
-    """Tells the layers of a network that is not typed what the graph says of their outputs, or of the float32 ones."""
+def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind], *, quantized: bool) -> None:
+    """Tells the layers of a network that is not typed what the graph says of their outputs.
+
+    Of a quantised one, which layers between two pairs are fused into integers is the builder's choice, and so are their
+    types. The tail is not, and nor are normalisations: no integers compute them, and in float32 they take longer than
+    what the convolutions beside them gain.
+    """
     trt = flavour.trt
     dtypes = {"float32": trt.float32, "float16": trt.float16}
     casting = {trt.LayerType.CAST, trt.LayerType.IDENTITY}
@@ -306,7 +310,8 @@ def _type_layers(flavour: Flavour, network: Any, types: dict[str, Kind], *, tail
     for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
         kind = needed.get(layer.get_output(0).name)
-        if kind is None or (tail_only and kind != "float32"):
+        free = quantized and kind != "float32" and layer.type != trt.LayerType.NORMALIZATION
+        if kind is None or free:
             continue
         if layer.type not in moving:
             layer.precision = dtypes[kind]

@@ -26,7 +26,7 @@ _FIRST_OF_RTX = (8, 0)  # where a builder was told no card
 _RTX_BEFORE_BLACKWELL = ((7, 5), (8, 0), (8, 6), (8, 9))
 
 
-WRITER = 2
+WRITER = 3
 """Of what reidkit tells a builder. One more whenever networks or typed graphs come out as other arithmetic than before:
 engines that were built from the older ones are then of another graph, and are not opened."""
 
