@@ -276,7 +276,9 @@ def test_by_parser_ibn_is_one_normalisation_in_the_type_that_a_version_computes_
     kinds = {types[name] for node in graph.node if node.op_type == "InstanceNormalization" for name in node.input}
     untyped = version == "8.6.0"
     assert kinds == {"float16" if untyped and precision == "float16" else "float32"}
-    told = {(layer.precision, *layer.output_types.values()) for layer in network.layers if layer.kind == "NORMALIZATION"}
+    told = {
+        (layer.precision, *layer.output_types.values()) for layer in network.layers if layer.kind == "NORMALIZATION"
+    }
     assert told == ({("float16", "float16")} if untyped else {(None,)})
 
 
