@@ -66,6 +66,14 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's processor computes in float32 and integers alone, as many do; newer ones know 16 bits too."""
+    from played_processor import PlayedProcessor
+
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", PlayedProcessor("FP32", "INT8"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-18 IBN-a with random weights and statistics, 32 x 16 input, exported: `tiny.reid`. Do not change it."""

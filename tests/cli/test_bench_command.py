@@ -26,6 +26,7 @@ def test_every_combination_that_is_there(run, tiny_bundle, tmp_path):
     assert "GPU ms" not in out
 
 
+@pytest.mark.usefixtures("plain_processor")
 def test_one_combination_that_is_not_there_is_an_error(run, tiny_bundle):
     status, _, err = run("bench", tiny_bundle, *QUICK, "--runtime", "openvino", "--precision", "fp16")
     assert status == 2

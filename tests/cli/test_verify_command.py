@@ -13,6 +13,7 @@ def _tolerant(monkeypatch):
     monkeypatch.setitem(verify.TOLERANCES, "float16", verify.Tolerance(0.1, 0.99))
 
 
+@pytest.mark.usefixtures("plain_processor")
 def test_every_precision_that_an_engine_has(run, tiny_bundle):
     status, out, _ = run("verify", tiny_bundle, "--precision", "fp16", "--precision", "fp32")
     assert status == 0
@@ -21,6 +22,7 @@ def test_every_precision_that_an_engine_has(run, tiny_bundle):
     assert "not checked: openvino in float16, which it does not run" in out
 
 
+@pytest.mark.usefixtures("plain_processor")
 def test_a_precision_that_a_named_engine_does_not_run_is_a_failure(run, tiny_bundle):
     status, out, err = run("verify", tiny_bundle, "--runtime", "openvino", "--precision", "bf16")
     assert status == 1

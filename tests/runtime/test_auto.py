@@ -133,6 +133,7 @@ def test_what_was_chosen_for_something_else(make_bundle, change):
         (Pick(None, "openvino", "float16"), "openvino does not run this bundle in float16 here"),
     ],
 )
+@pytest.mark.usefixtures("plain_processor")
 def test_what_cannot_be_opened_any_more(make_bundle, pick, reason):
     bundle = make_bundle()
     choose(bundle, pick)

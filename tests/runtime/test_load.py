@@ -3,16 +3,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from conditions import as_installed
+from played_processor import PlayedProcessor
 from reidkit import runtime
 from reidkit.bundle import INT8_MODELS, file_sha256, replace_files
 from reidkit.errors import BundleError, ConfigError, RuntimeMissing
@@ -208,24 +207,11 @@ def test_a_new_calibration_is_another_graph_for_engines_in_int8_alone(make_bundl
     assert len(set(digests[1])) == 3
 
 
-class Device(openvino.Core):  # noqa: TID251
-    """A processor that says it computes in float16 too; what it was asked for is kept, and done in float32."""
-
-    offered = ("FP32", "FP16")
-    asked: ClassVar[dict[str, object]] = {}
-
-    def get_property(self, *names):
-        return list(self.offered) if names[-1] == "OPTIMIZATION_CAPABILITIES" else super().get_property(*names)
-
-    def compile_model(self, model, device, config):
-        type(self).asked = dict(config)
-        return super().compile_model(model, device, {**config, "INFERENCE_PRECISION_HINT": "f32"})
-
-
 def test_openvino_computes_in_16_bits_where_the_device_offers_it(make_bundle, monkeypatch):
-    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
+    processor = PlayedProcessor("FP32", "FP16")
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", processor)
     spec = load(make_bundle(), "openvino", precision="float16").spec
-    assert (spec.precision, Device.asked["INFERENCE_PRECISION_HINT"]) == ("float16", "f16")
+    assert (spec.precision, processor.asked["INFERENCE_PRECISION_HINT"]) == ("float16", "f16")
 
 
 @pytest.mark.parametrize(
@@ -239,8 +225,7 @@ def test_openvino_computes_in_16_bits_where_the_device_offers_it(make_bundle, mo
 def test_openvino_computes_in_nothing_else_where_it_does_not(
     quantized, monkeypatch, precision, offered, refused, known
 ):
-    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
-    monkeypatch.setattr(Device, "offered", offered)
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", PlayedProcessor(*offered))
     with pytest.raises(RuntimeMissing) as caught:
         load(quantized, "openvino", precision=precision)
     assert str(caught.value) == (
@@ -366,9 +351,10 @@ def test_calls_of_several_threads_share_the_requests(make_bundle):
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
 def test_openvino_is_told_the_hint_and_the_threads(make_bundle, monkeypatch, hint):
-    monkeypatch.setattr("reidkit.runtime.openvino.CORE", Device())
+    processor = PlayedProcessor("FP32")
+    monkeypatch.setattr("reidkit.runtime.openvino.CORE", processor)
     load(make_bundle(), "openvino", hint=hint, threads=1)
-    assert Device.asked == {
+    assert processor.asked == {
         "PERFORMANCE_HINT": hint.upper(),
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": 1,
