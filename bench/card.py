@@ -216,7 +216,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=["draw", "build", "one", "speed", "parity", "compiled"])
     parser.add_argument("place", type=Path, help="folder of models and engines; of `compiled`, a bundle")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--runtime", default="tensorrt")
+    parser.add_argument("--runtime", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt")
     parser.add_argument("--precision", nargs="+", default=["float16"])
     parser.add_argument("--via", nargs="+", default=["network"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
