@@ -57,6 +57,7 @@ def test_a_way_in_words():
     assert Way("tensorrt", "float16", "parser").in_words() == "tensorrt float16 by parser"
 
 
+@pytest.mark.usefixtures("plain_processor")
 def test_a_way_is_opened_as_it_says(tiny_bundle):
     from reidkit.bundle import open_bundle
 
