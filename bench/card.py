@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from reidkit.deploy.build import build_engine
 from reidkit.deploy.verify import check_parity
 from reidkit.imaging import image_files, load_crop
 from reidkit.manifest import Provenance
-from reidkit.runtime import load
+from reidkit.runtime import RuntimeName, load
 from reidkit.runtime.engine_store import EngineFacts, read_store
 from reidkit.types import Embedder, InputSpec
 
@@ -150,7 +151,8 @@ def engines(place: Path) -> Iterator[tuple[Bundle, EngineFacts, Embedder]]:
         if not path.name.startswith("unfinished-"):
             bundle = open_bundle(path)
             for facts in read_store(bundle):
-                yield bundle, facts, load(bundle, facts.runtime, precision=facts.precision, via=facts.via)
+                runtime = cast("RuntimeName", facts.runtime)
+                yield bundle, facts, load(bundle, runtime, precision=facts.precision, via=facts.via)
 
 
 def speed(bundle: Bundle, facts: EngineFacts, engine: Embedder) -> str:

@@ -1,6 +1,7 @@
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,13 @@ class TestStream:
             list(stream_crops([Path("x.jpg")] * 5, SPEC, workers=2))
         assert decoding_threads() == []
 
+    @pytest.mark.parametrize("workers", [0, -1])
+    def test_somebody_must_decode(self, workers):
+        with pytest.raises(
+            ConfigError, match=rf"So few workers cannot decode\n  got: {workers}\n  expected: 1 or more"
+        ):
+            next(stream_crops([Path("x.jpg")], SPEC, workers=workers))
+
     def test_it_must_read_ahead(self):
         with pytest.raises(ConfigError, match="Cannot decode that few pictures ahead\n  got: 0\n  expected: 1 or more"):
             next(stream_crops([Path("x.jpg")], SPEC, ahead=0))
@@ -146,7 +154,7 @@ def odd_pictures(folder: Path) -> list[Path]:
 def told(item: np.ndarray | ImageError) -> tuple[object, ...]:
     """All that a consumer can see of a crop or an error."""
     if isinstance(item, ImageError):
-        return item.problem, item.got, item.expected, item.fix, repr(item.__cause__)
+        return item.problem, str(item.got), item.expected, item.fix, repr(item.__cause__)
     return item.shape, item.dtype, item.flags.writeable, item.tobytes()
 
 
@@ -175,6 +183,18 @@ def alive(numbers: list[int]) -> list[int]:
     return found
 
 
+def put_before_serving(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Workers run this after they have imported what they need."""
+
+    def popen(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        assert "serve(crops)" in arguments[-1]
+        return subprocess.Popen(
+            [*arguments[:-1], arguments[-1].replace("serve(crops)", f"{code}; serve(crops)")], **options
+        )
+
+    monkeypatch.setattr(decoding, "Popen", popen)
+
+
 class TestProcesses:
     @pytest.mark.parametrize("lenient", [False, True])
     def test_they_give_what_threads_give_to_the_bit(self, tmp_path, monkeypatch, started, lenient):
@@ -191,6 +211,66 @@ class TestProcesses:
             assert told(apart) == told(here), file
         assert sum(isinstance(item, ImageError) for item in ways[0]) == 7 - lenient  # warnings are errors in tests
 
+    @pytest.mark.parametrize("limit", ["PIL.Image.MAX_IMAGE_PIXELS", "reidkit.imaging.MAX_PIXELS"])
+    def test_a_limit_of_this_process_holds_for_them(self, tmp_path, monkeypatch, limit):
+        monkeypatch.setattr(limit, 4)  # the pictures have nine, more than twice as many
+        files = write_greys(tmp_path, 3)
+        ways = [list(stream_crops(files, SPEC, workers=1, processes=processes)) for processes in (True, False)]
+        assert [told(item) for item in ways[0]] == [told(item) for item in ways[1]]
+        assert {type(item) for item in ways[0]} == {ImageError}
+
+    def test_relative_names_are_of_the_folder_that_is_current_then(self, tmp_path, monkeypatch):
+        for name, grey in (("one", 10), ("two", 200)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "x.png").write_bytes(encoded(Image.new("L", (3, 3), grey), "PNG"))
+        monkeypatch.chdir(tmp_path / "one")
+        with closing(stream_crops(["x.png"] * 4, SPEC, workers=1, ahead=1, processes=True)) as stream:
+            greys = [int(next(stream)[0, 0, 0])]
+            monkeypatch.chdir(tmp_path / "two")
+            greys += [int(crop[0, 0, 0]) for crop in stream]
+        assert greys[0] == 10
+        assert greys[2:] == [200, 200]
+
+    def test_what_one_cannot_do_is_done_here(self, tmp_path, monkeypatch):
+        put_before_serving(
+            monkeypatch,
+            "from reidkit import imaging; imaging.load_crop = lambda source, spec: {}[source]",
+        )
+        crops = stream_crops(write_greys(tmp_path, 3), SPEC, workers=1, processes=True)
+        assert [int(crop[0, 0, 0]) for crop in crops if isinstance(crop, np.ndarray)] == [0, 1, 2]
+
+    def test_once_it_is_closed_nothing_is_done_again_here(self, tmp_path, monkeypatch):
+        files = write_greys(tmp_path, 16)
+        for file in files[4:]:  # the first four come together
+            file.write_bytes(b"no picture")
+        first, go_on, load, again = threading.Event(), threading.Event(), imaging.load_crop, []
+
+        def held(source: Path, spec: InputSpec) -> np.ndarray:
+            again.append(source)
+            first.set()
+            assert go_on.wait(30)
+            return load(source, spec)
+
+        monkeypatch.setattr(imaging, "load_crop", held)
+        stream = stream_crops(files, SPEC, workers=1, ahead=8, processes=True)
+        next(stream)
+        assert first.wait(30)
+        threading.Timer(0.2, go_on.set).start()
+        stream.close()
+        assert len(again) == 1
+
+    def test_half_a_message_is_no_crop(self, tmp_path, monkeypatch):
+        put_before_serving(
+            monkeypatch,
+            "import pickle; from reidkit import decoding; stream = os.fdopen(crops, 'wb'); "
+            "stream.write(decoding._greeting()); stream.flush(); pickle.load(sys.stdin.buffer); "
+            "pickle.dump(set(), stream); stream.write(bytes(12)); stream.flush(); os._exit(7)",
+        )
+        with pytest.raises(
+            ReidkitError, match=r"A process that decoded pictures died\n  got: it ended with status 7, bet"
+        ):
+            list(stream_crops(write_greys(tmp_path, 4), SPEC, workers=1, ahead=8, processes=True))
+
     def test_closed_early_they_end(self, tmp_path, started):
         stream = stream_crops(write_greys(tmp_path, 60), SPEC, workers=2, ahead=8, processes=True)
         next(stream)
@@ -205,23 +285,19 @@ class TestProcesses:
             os.kill(started[0], signal.SIGKILL)
             with pytest.raises(ReidkitError) as caught:
                 list(stream)
-        assert str(caught.value) == (
-            "A process that decoded pictures died\n  got: it was killed by signal 9: Killed\n"
-            "  to do: take fewer workers if memory has run out; one decodes without processes"
-        )
+        problem, got, fix = str(caught.value).splitlines()
+        assert problem == "A process that decoded pictures died"
+        assert re.fullmatch(rf"  got: it was killed by signal 9: Killed, between {tmp_path}/\d+.png and .*\.png", got)
+        assert fix == "  to do: take fewer workers if memory has run out; one decodes without processes"
         assert alive(started) == []
         assert decoding_threads() == []
 
     def test_what_a_library_prints_does_not_come_between_the_crops(self, tmp_path, monkeypatch, capfd):
-        loud = (
-            "import os; from reidkit import imaging; load = imaging.load_crop; "
-            "imaging.load_crop = lambda *what: (os.write(1, b'printed'), load(*what))[1]; serve()"
+        put_before_serving(
+            monkeypatch,
+            "from reidkit import imaging; load = imaging.load_crop; "
+            "imaging.load_crop = lambda *what: (os.write(1, b'printed'), load(*what))[1]",
         )
-
-        def popen(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            return subprocess.Popen([*arguments[:2], arguments[2].replace("serve()", loud)], **options)
-
-        monkeypatch.setattr(decoding, "Popen", popen)
         crops = stream_crops(write_greys(tmp_path, 3), SPEC, workers=1, processes=True)
         assert [int(crop[0, 0, 0]) for crop in crops if isinstance(crop, np.ndarray)] == [0, 1, 2]
         assert capfd.readouterr() == ("", "printed" * 3)
@@ -273,6 +349,16 @@ class TestScripts:
         monkeypatch.chdir(tmp_path / "elsewhere")
         return [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "pictures")]
 
+    def test_python_is_as_isolated_as_theirs(self, arguments):
+        """Under -I no code of the environment's path may run, and so not in the workers."""
+        Path("sitecustomize.py").write_text("import os; os.write(2, b'ran')")
+        path = os.environ["PYTHONPATH"].split(os.pathsep)
+        Path(arguments[1]).write_text(f"import sys; sys.path[:0] = {path!r}\n{SCRIPT}print(len(list(stream)))")
+        arguments.insert(1, "-I")
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        result = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        assert (result.stdout, result.stderr) == ("once\n20\n", "")
+
     @pytest.mark.parametrize("from_file", [True, False])
     def test_they_run_once(self, arguments, from_file):
         script = SCRIPT + "print([int(crop[0, 0, 0]) for crop in stream] == list(range(20)))"
@@ -284,7 +370,10 @@ class TestScripts:
         result = subprocess.run(arguments, input=script, capture_output=True, text=True, check=False)
         assert (result.stdout, result.stderr) == ("once\nTrue\n", "")
 
-    def test_ctrl_c_ends_them_and_their_processes(self, arguments):
+    @pytest.mark.parametrize(
+        ("number", "last_words"), [(signal.SIGINT, r"(?s)Traceback.*KeyboardInterrupt\n"), (signal.SIGKILL, "")]
+    )
+    def test_a_signal_ends_them_and_their_processes(self, arguments, number, last_words):
         Path(arguments[1]).write_text(
             "import subprocess\nfrom reidkit import decoding\n"
             "class Noted(subprocess.Popen):\n"
@@ -306,11 +395,11 @@ class TestScripts:
             numbers = [int(line) for line in lines if line.isdecimal()]
             assert alive(numbers) == numbers
             assert len(numbers) == 2
-            os.killpg(script.pid, signal.SIGINT)
+            os.killpg(script.pid, number)
             errors = script.communicate(timeout=30)[1]
-        assert script.returncode == -signal.SIGINT
-        assert errors.endswith("KeyboardInterrupt\n")
-        assert errors.count("Traceback") == 1
+        assert script.returncode == -number
+        assert re.fullmatch(last_words, errors)
+        assert errors.count("Traceback") <= 1
         deadline = time.monotonic() + 5
         while alive(numbers) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -347,6 +436,21 @@ class TestFallback:
         assert record.getMessage().startswith("Pictures are decoded in threads, for processes cannot be started: ")
         assert reason in record.getMessage()
 
+    def test_one_that_is_never_ready_is_not_waited_for(self, tmp_path, monkeypatch, caplog, started):
+        (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / "python").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setattr(decoding, "_PATIENCE", 0.1)
+        assert len(list(stream_crops(write_greys(tmp_path, 3), SPEC, workers=1, processes=True))) == 3
+        assert len(started) == 1
+        assert alive(started) == []
+        assert "was killed by signal 9: Killed before it was ready" in caplog.text
+
+    def test_one_of_another_version_is_not_taken(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr("reidkit.__version__", "0.0.0")  # of this process alone, as after an update
+        assert len(list(stream_crops(write_greys(tmp_path, 3), SPEC, workers=1, processes=True))) == 3
+        assert "said what was not asked for before it was ready" in caplog.text
+
     def test_a_frozen_program_is_not_started_again(self, tmp_path, monkeypatch, caplog, started):
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         assert len(list(stream_crops(write_greys(tmp_path, 3), SPEC, processes=True))) == 3
@@ -357,14 +461,16 @@ class TestFallback:
 @pytest.mark.parametrize(
     ("pictures", "cores", "options", "expected"),
     [
-        (2048, 2, {}, 2),
-        (2047, 2, {}, 0),
-        (2048, 1, {}, 0),
+        (2048, 3, {}, 3),
+        (2047, 3, {}, 0),
+        (2048, 2, {}, 0),
         (2048, 64, {}, 32),
         (2048, 2, {"workers": 40}, 40),
-        (2048, 8, {"workers": 1}, 0),
+        (2048, 2, {"workers": 40, "ahead": 4}, 4),
+        (2048, 8, {"workers": 2}, 0),
         (2048, 8, {"processes": False}, 0),
-        (1, 2, {"processes": True}, 2),
+        (3000, 2, {"processes": True}, 2),
+        (1, 2, {"processes": True}, 1),
     ],
 )
 def test_processes_for_many_pictures_on_several_cores(monkeypatch, pictures, cores, options, expected):

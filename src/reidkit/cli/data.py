@@ -22,7 +22,7 @@ def inspect(
     variant: options.DataVariant = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     all_paths: Annotated[bool, typer.Option("--all", help="List every picture that a finding is about.")] = False,
-    threads: options.Threads = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads that look at pictures.")] = None,
 ) -> None:
     """Show identities, crops and cameras of each subset, and warn of what is wrong with them; exit with 1 on errors."""
     split = load_split(root, data_format, variant=variant)

@@ -40,7 +40,6 @@ Rebuild = Annotated[
     bool,
     typer.Option("--rebuild", help="Build an engine that does not fit this machine or model again, as it was built."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that decode pictures")]
 Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Processes, or threads for few pictures, that decode (default: one a core)."),

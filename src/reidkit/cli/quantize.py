@@ -69,7 +69,9 @@ def quantize(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Of --search: draw what each block costs, as .png or .svg.")
     ] = None,
-    threads: options.Threads = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of ONNX Runtime, and that decode (default: one a core).")
+    ] = None,
     skip_unreadable: options.SkipUnreadable = False,
     data_format: options.DataFormat = None,
     variant: options.DataVariant = None,

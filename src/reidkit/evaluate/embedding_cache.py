@@ -47,7 +47,7 @@ LIMIT = 4 << 30
 """Bytes that a folder may take, where nobody says."""
 
 _FORMAT = 1
-_DECISIVE = ("architecture.py", "imaging.py", "models", "runtime")  # of this package
+_DECISIVE = ("architecture.py", "decoding.py", "imaging.py", "models", "runtime")  # of this package
 _LARGEST_ABOUT = 1 << 20  # bytes of JSON
 
 

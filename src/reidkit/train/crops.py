@@ -97,7 +97,7 @@ def load_crops(
 def _about(spec: InputSpec, pictures: str, count: int) -> str:
     facts: dict[str, Any] = {
         "format": _FORMAT,
-        "sources": sources_sha256(Path(reidkit.__file__).parent, ["imaging.py"]),
+        "sources": sources_sha256(Path(reidkit.__file__).parent, ["decoding.py", "imaging.py"]),
         "libraries": {"pillow": PIL.__version__},
         "input": {"height": spec.height, "width": spec.width, "resize": spec.resize},
         "pictures": {"count": count, "sha256": pictures},

@@ -272,7 +272,9 @@ def _readable(
     """The crops that can be decoded, in the order of choice."""
     order = in_order_of_choice(pictures.crops, seed)
     files = [crop.path for crop in order]
-    with closing(stream_crops(files, bundle.manifest.input, workers=threads, ahead=2 * _BATCH)) as stream:
+    # In threads: of all these files, a few hundred are taken.
+    stream = stream_crops(files, bundle.manifest.input, workers=threads, ahead=2 * _BATCH, processes=False)
+    with closing(stream):
         for crop, decoded in zip(order, stream, strict=True):
             if not isinstance(decoded, ImageError):
                 yield crop, decoded
