@@ -263,7 +263,7 @@ class TestProcesses:
         put_before_serving(
             monkeypatch,
             "import pickle; from reidkit import decoding; stream = os.fdopen(crops, 'wb'); "
-            "stream.write(decoding._greeting()); stream.flush(); pickle.load(sys.stdin.buffer); "
+            "stream.write(decoding._READY); stream.flush(); pickle.load(sys.stdin.buffer); "
             "pickle.dump(set(), stream); stream.write(bytes(12)); stream.flush(); os._exit(7)",
         )
         with pytest.raises(
@@ -447,7 +447,7 @@ class TestFallback:
         assert "was killed by signal 9: Killed before it was ready" in caplog.text
 
     def test_one_of_another_version_is_not_taken(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr("reidkit.__version__", "0.0.0")  # of this process alone, as after an update
+        monkeypatch.setattr(decoding, "_READY", b"reidkit 0\n")  # of this process alone, as after an update
         assert len(list(stream_crops(write_greys(tmp_path, 3), SPEC, workers=1, processes=True))) == 3
         assert "said what was not asked for before it was ready" in caplog.text
 

@@ -28,7 +28,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-import reidkit
 from reidkit import imaging
 from reidkit.errors import ConfigError, ImageError, ReidkitError
 from reidkit.types import InputSpec
@@ -39,6 +38,7 @@ _WORTH_PROCESSES = 2048  # pictures: a process takes as long to start as several
 _THREADS_REACH = 2  # cores: what threads can use of them
 _MOST = 32  # decode more crops a second than one process can take in
 _CHUNK = 16  # pictures a message to a process
+_READY = b"reidkit 1\n"  # one more with each change of the messages: after an update workers are newer than who asks
 _PATIENCE = 60.0  # seconds until a process has to be ready
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -185,10 +185,10 @@ class _Worker:
         impatience = threading.Timer(_PATIENCE, self.kill)
         impatience.start()
         try:
-            answer = self._crops.read(len(_greeting()))
+            answer = self._crops.read(len(_READY))
         finally:
             impatience.cancel()
-        if answer != _greeting():
+        if answer != _READY:
             raise OSError(f"{sys.executable} {self._end()} before it was ready")
 
     def load(self, sources: Sequence[Path | str], spec: InputSpec) -> list[Decoded | None]:
@@ -238,7 +238,7 @@ def serve(crops: int) -> None:
     files, given = sys.stdin.buffer, os.fdopen(crops, "wb")
     warnings.simplefilter("error")
     with suppress(EOFError, BrokenPipeError):
-        given.write(_greeting())
+        given.write(_READY)
         while True:
             given.flush()
             sources, spec, Image.MAX_IMAGE_PIXELS, imaging.MAX_PIXELS = pickle.load(files)  # noqa: S301 (our parent's)
@@ -252,11 +252,6 @@ def serve(crops: int) -> None:
             pickle.dump(failed, given)
             given.write(decoded.data)
     os._exit(0)  # what could not be given any more need not be
-
-
-def _greeting() -> bytes:
-    """Of a process that is ready; one of another version, which was installed meanwhile, is none."""
-    return f"reidkit {reidkit.__version__}\n".encode()
 
 
 def _is_open(descriptor: int) -> bool:
