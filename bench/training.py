@@ -71,7 +71,7 @@ class Work:
 
     @property
     def arithmetic(self) -> torch.dtype | None:
-        return autocast_type(self.device, self.recipe.amp)
+        return autocast_type(self.device, self.recipe.amp, width=self.recipe.input.width)
 
     @property
     def compiled(self) -> bool:

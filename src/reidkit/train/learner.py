@@ -75,7 +75,8 @@ def make_learner(
     device, spec = team.device, recipe.input
     generator = torch.Generator(device)
     generator.manual_seed(int(np.random.SeedSequence([recipe.seed, number, team.rank]).generate_state(1)[0]))
-    arithmetic = autocast_type(device, "off" if recipe.quantization is not None else recipe.amp)
+    amp = "off" if recipe.quantization is not None else recipe.amp
+    arithmetic = autocast_type(device, amp, width=spec.width)
     # float16 asks in every step whether its gradients overflowed, so its optimiser is in no graph.
     capturable = device.type == "cuda" and arithmetic != torch.float16
     fill = torch.tensor(spec.mean) * spec.scale

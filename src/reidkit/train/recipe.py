@@ -43,7 +43,8 @@ class Recipe:
         optim: how.
         validation: measuring on the way.
         seed: of weights, batches and augmentation; the same seed gives the same model on a CPU.
-        amp: arithmetic of convolutions; "auto" takes bfloat16 where the processor has instructions for it.
+        amp: arithmetic of convolutions; "auto" takes bfloat16 where the hardware has instructions for it
+            that are right for crops of this width.
         compile: let `torch.compile` fuse what the network does; "auto" does so on a GPU.
         sync_batchnorm: with several GPUs, batch normalisation over the batches of all of them.
         quantization: the network of a bundle goes on learning, in eight bits; None trains in floats. Products are
