@@ -65,9 +65,12 @@ def main() -> None:
             for bundle, facts, engine in engines(options.place):
                 print(speed(bundle, facts, engine), flush=True)
         case "parity":
-            truths: dict[str, np.ndarray] = {}
-            for bundle, facts, engine in engines(options.place):
-                print(parity(options, bundle, facts, engine, truths), flush=True)
+            truths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+            for bundle, _, engine in engines(options.place):
+                name = bundle.manifest.name
+                if name not in truths:
+                    truths[name] = truth_of(bundle, options.images)
+                print(parity(bundle, engine, *truths[name]), flush=True)
         case "compiled":
             compiled(open_bundle(options.place), options.batch)
 
@@ -164,14 +167,14 @@ def speed(bundle: Bundle, facts: EngineFacts, engine: Embedder) -> str:
     )
 
 
-def parity(
-    options: argparse.Namespace, bundle: Bundle, facts: EngineFacts, engine: Embedder, truths: dict[str, np.ndarray]
-) -> str:
-    name = bundle.manifest.name
-    crops = np.stack([load_crop(file, bundle.manifest.input) for file in image_files(options.images)[:_CROPS]])
-    if name not in truths:
-        truths[name] = unit(load(bundle, "pytorch", device="cpu").embed(crops))
-    embeddings, truth = engine.embed(crops), truths[name]
+def truth_of(bundle: Bundle, images: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of pictures, and PyTorch's embeddings of them, of unit length."""
+    crops = np.stack([load_crop(file, bundle.manifest.input) for file in image_files(images)[:_CROPS]])
+    return crops, unit(load(bundle, "pytorch", device="cpu").embed(crops))
+
+
+def parity(bundle: Bundle, engine: Embedder, crops: np.ndarray, truth: np.ndarray) -> str:
+    embeddings = engine.embed(crops)
     alone = np.concatenate([engine.embed(crop[None]) for crop in crops])
     found = unit(embeddings)
     apart, cosine = np.abs(found - truth), (found * truth).sum(axis=1).min()

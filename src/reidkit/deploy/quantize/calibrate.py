@@ -111,7 +111,7 @@ def observe(
         images: how many; all of them where there are fewer.
         seed: that chooses.
         skip_unreadable: leave out pictures that cannot be decoded, and take others for them.
-        threads: that the graph runs on, and workers that decode; None takes all cores.
+        threads: that the graph runs on, and that decode; None takes all cores.
         progress: over the pictures.
 
     Raises:

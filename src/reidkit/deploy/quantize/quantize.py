@@ -133,7 +133,7 @@ def trained_table(
         pictures: that were trained on, to see the other values on.
         images: how many of the pictures.
         seed: that chooses those.
-        threads: that the graph runs on, and workers that decode.
+        threads: that the graph runs on, and that decode.
         progress: over the pictures.
 
     Raises:
