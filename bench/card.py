@@ -11,7 +11,9 @@ PyTorch. `build` makes an engine with one profile for each combination, in proce
 network alone, whose timings of kernels the others take over, then `--at-once` of them. What is there already stays, so
 what was cut off goes on. `speed` times engines one after the other, with nothing else on the card: the median of 300
 launches of a captured graph, by CUDA events. `parity` holds them to PyTorch's float32 on the processor, on 64 pictures,
-together and one by one. `compiled` is the peer: torch.compile with reduce-overhead, float16, crops on the card.
+together and one by one. `compiled` holds what `reid build BUNDLE --runtime auto` chose beside its peer, torch.compile
+with reduce-overhead in float16: GPU time with crops on the card, and wall time from and to the host, which that peer
+takes from pinned memory and ours from any.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -48,7 +50,7 @@ NETWORKS = {
     "osnet-x1.0": named_model("osnet-x1.0"),
     "mgn-r18-ibn": ModelSpec(ResNetSpec(ibn="a"), HeadSpec(embedding_dim=256), "mgn"),
 }
-_RUNS, _CROPS = 300, 64
+_RUNS, _ROUNDS, _CROPS = 300, 5, 64
 
 
 def main() -> None:
@@ -191,29 +193,51 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def compiled(bundle: Bundle, batches: Sequence[int]) -> None:
-    """As whoever has PyTorch does it without reidkit."""
+    """As whoever has PyTorch does it without reidkit, and beside it what was chosen, in turns."""
     import torch
 
     from reidkit.models.checkpoint import load_deployed
-    from reidkit.models.deployed import PlacedModel
+    from reidkit.models.deployed import PlacedModel, event_seconds
 
     model = PlacedModel(load_deployed(bundle), torch.device("cuda"), "float16")
     program = torch.compile(model, mode="reduce-overhead", dynamic=False)
+    chosen = load(bundle, "auto")
     spec = bundle.manifest.input
+
+    def run(crops: torch.Tensor) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return program(crops)
+
+    print("batch   torch.compile: GPU ms  host to host   chosen: GPU ms  host to host")
     for batch in batches:
-        crops = torch.randint(0, 256, (batch, spec.height, spec.width, 3), dtype=torch.uint8, device="cuda")
-        times = []
+        crops = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
+        pinned = torch.from_numpy(crops).pin_memory()
+        there = pinned.cuda()
+        theirs: list[float] = []
+        ours: list[float] = []
+        walls: tuple[list[float], list[float]] = ([], [])
         with torch.no_grad(), model.arithmetic():
-            for run in range(_RUNS + 10):
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.compiler.cudagraph_mark_step_begin()
-                begin.record()
-                program(crops)
-                end.record()
-                end.synchronize()
-                if run >= 10:  # the first ones compile and capture
-                    times.append(begin.elapsed_time(end))
-        print(f"torch.compile, reduce-overhead, float16   batch {batch:<4} {np.median(times):8.4f} ms", flush=True)
+            for _ in range(10):  # the first ones compile and capture
+                run(there)
+                chosen.embed(crops)
+            for _ in range(_ROUNDS):
+                theirs += event_seconds(lambda there=there: run(there), _RUNS // _ROUNDS)
+                ours.append(device_ms(chosen, batch, _RUNS // _ROUNDS) or float("nan"))
+                walls[0].extend(timed(lambda pinned=pinned: run(pinned.cuda(non_blocking=True)).cpu()))
+                walls[1].extend(timed(lambda crops=crops: chosen.embed(crops)))
+        their_wall, our_wall = (1e3 * float(np.median(wall)) for wall in walls)
+        gpu = 1e3 * float(np.median(theirs)), float(np.median(ours))
+        print(f"{batch:<7} {gpu[0]:21.4f} {their_wall:13.4f} {gpu[1]:16.4f} {our_wall:13.4f}", flush=True)
+
+
+def timed(call: Callable[[], object]) -> list[float]:
+    """Seconds of each of a round's calls."""
+    times = []
+    for _ in range(_RUNS // _ROUNDS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return times
 
 
 def arguments() -> argparse.Namespace:

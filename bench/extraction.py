@@ -28,11 +28,12 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", help="of the arithmetic (default: the engine's own)")
     parser.add_argument("--count", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    embedder = load(options.bundle, options.runtime, device=options.device)
+    embedder = load(options.bundle, options.runtime, device=options.device, precision=options.precision)
     spec = embedder.spec.input
     files = image_files(options.pictures)[: options.count]
     crops = np.stack([load_crop(file, spec) for file in files])

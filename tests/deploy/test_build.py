@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from conditions import unprivileged
 from fake_cuda import FakeCuda
-from fake_tensorrt import fake_tensorrt
+from fake_tensorrt import Builder, fake_tensorrt
 from known_networks import draw_model
 from reidkit.architecture import HeadSpec, ModelSpec, ResNetSpec, TimmSpec
 from reidkit.bundle import Golden, open_bundle, write_bundle
@@ -539,6 +539,28 @@ def test_what_kernels_took_is_kept_for_the_next_build(bundle, play, cache):
     build_engine(bundle, precision="float32")
     assert trt.builders[1].config.cache.data == b"timed"
     assert cache.read_bytes() == b"timedtimed"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "kept"),
+    [
+        (b"timed, and more", b"timed, and moretimed"),
+        (b"garbage", b"timedtimed"),
+        (b"another card", b"timedtimed"),
+    ],
+)
+def test_builds_beside_each_other_keep_what_both_have_timed(bundle, play, cache, monkeypatch, meanwhile, kept):
+    play("10.9.0")
+    build_engine(bundle)
+    build_network = Builder.build_serialized_network
+
+    def while_another_ends(builder, network, config):
+        cache.write_bytes(meanwhile)
+        return build_network(builder, network, config)
+
+    monkeypatch.setattr(Builder, "build_serialized_network", while_another_ends)
+    build_engine(bundle, precision="float32")
+    assert cache.read_bytes() == kept
 
 
 @pytest.mark.parametrize("data", [b"garbage", b"another card"])

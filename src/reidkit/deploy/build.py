@@ -333,7 +333,8 @@ def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:
 class _TimingCache:
     """What kernels of a library took on a card: kept for the next build, of whatever network.
 
-    A folder that cannot be used costs a line in the log and no build. TensorRT-RTX times nothing while it builds.
+    Builds beside each other begin with what was there, and each adds its own. A folder that cannot be used costs a line
+    in the log and no build. TensorRT-RTX times nothing while it builds.
     """
 
     def __init__(self, flavour: Flavour, facts: EngineFacts, config: Any) -> None:
@@ -346,25 +347,35 @@ class _TimingCache:
         self._file = folder / f"{name}.cache"
         self._config = config
         try:
-            data = self._file.read_bytes() if self._file.is_file() else b""
+            cache = self._stored(self._file)
         except OSError as error:
             _logger.warning("The timing cache is not used: %s", error)
-            data = b""
-        cache = config.create_timing_cache(data)
+            cache = config.create_timing_cache(b"")
         if cache is None or not config.set_timing_cache(cache, False):
             _logger.warning("The timing cache %s is of something else, and begins anew", self._file)
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
-        """Keeps it."""
+        """Keeps it, together with what other builds have kept meanwhile."""
         cache = self._config.get_timing_cache() if self._file else None
         if self._file is None or cache is None:
             return
+        from filelock import FileLock  # which is there: the store's lock is held while an engine is built
+
         try:
-            with output_file(self._file) as temporary:
-                temporary.write_bytes(bytes(cache.serialize()))
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._file.with_name(f".{self._file.name}.lock")):
+                others = self._stored(self._file)
+                if others is not None:
+                    cache.combine(others, False)  # which refuses those of another card; of what both have, ours stays
+                with output_file(self._file) as temporary:
+                    temporary.write_bytes(bytes(cache.serialize()))
         except (OutputError, OSError) as error:
             _logger.warning("The timing cache is not kept: %s", error)
+
+    def _stored(self, file: Path) -> Any:
+        """As it lies there, empty where nothing does; None where the library cannot read it."""
+        return self._config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
 
 
 def _failure(flavour: Flavour, log: Any, facts: EngineFacts) -> EngineError:
