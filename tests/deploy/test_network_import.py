@@ -11,6 +11,7 @@ from known_networks import distance, draw_model
 from reidkit import load
 from reidkit.architecture import HeadSpec, ModelSpec, OSNetSpec, TimmSpec
 from reidkit.bundle import file_sha256, open_bundle
+from reidkit.checkpoints.loading import load_foreign
 from reidkit.cli import main
 from reidkit.deploy import network_import
 from reidkit.deploy.network_import import import_network
@@ -217,10 +218,15 @@ def test_the_command_takes_weights_as_they_are(run_folder, bare, tmp_path, capsy
     words = ["import", str(bare), "--no-torch", "--out", out, "--architecture", "osnet-ibn-x0.25", "--size", "64x32"]
     assert main([*words, *sets, "--color", "bgr"]) == 0
     printed = capsys.readouterr().out
-    assert "note: named by hand: OSNet-IBN x0.25; average pooling, 512-d layer, BNneck, ReLU" in printed
+    assert "note: named by hand: OSNet-IBN x0.25; learned GeM (from 3), 24-d layer, BNneck, ReLU" in printed
     assert f"wrote {out}" in printed.replace("\n", "")
-    golden = open_bundle(out).golden()
+    golden, manifest = open_bundle(out).golden(), open_bundle(out).manifest
     assert distance(golden.embeddings, pytorch(run_folder / "model.safetensors", golden.crops)) < 5e-6
+    overrides = ["input.height=64", "input.width=32", "input.color=bgr", *sets[1::2]]
+    loaded = load_foreign(bare, architecture="osnet-ibn-x0.25", overrides=overrides, allow_unexpected=["heads.weight"])
+    assert manifest.input == loaded.input  # with torch it sees the same: nobody would notice another filter
+    assert manifest.input.resize == "bicubic"
+    assert manifest.architecture == loaded.spec
 
 
 @pytest.mark.parametrize(

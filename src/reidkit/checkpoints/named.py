@@ -19,10 +19,11 @@ _BACKBONE = "backbone."
 def read_as(tensors: Mapping[str, Tensor], architecture: str, *, dialect: str | None = None) -> Reading:
     """Takes weights for those of a named network; whether they are is found out when they are fitted into it.
 
-    Weights under timm's own names are a backbone with timm's classifier, which is left out, and no neck.
+    Weights under timm's own names are a backbone with timm's classifier, which is left out, and no neck. Those under
+    reidkit's names, which are fast-reid's, are taken to have seen what fast-reid shows its networks.
 
     Args:
-        tensors: by the names of the file.
+        tensors: by the names of the file; none of a graph, which nobody says who trained.
         architecture: a name of `architecture.named_model`.
         dialect: how to call the file; None calls it by the network.
 
@@ -38,17 +39,20 @@ def read_as(tensors: Mapping[str, Tensor], architecture: str, *, dialect: str | 
         names, dropped = without_classifier(names, backbone)
         if dropped:
             findings = (f"the classifier is left out: {', '.join(dropped)}",)
+    bicubic = tensors and not isinstance(backbone, TimmSpec)
     return Reading(
         dialect=dialect or f"weights of {architecture}",
         spec=spec,
-        input=InputSpec(256, 128, resize="bilinear"),
+        input=InputSpec(256, 128, resize="bicubic" if bicubic else "bilinear"),
         identities=None,
         tensors={canonical: tensors[name] for canonical, name in names.items()},
         names={canonical: name for canonical, name in names.items() if canonical != name},
         findings=findings,
         assumptions=(
             Assumption("crops of 256x128 (height x width)", "input.height=384"),
-            Assumption("crops resized by the bilinear filter", "input.resize=bicubic"),
+            Assumption("crops resized by the bicubic filter, as in fast-reid", "input.resize=bilinear")
+            if bicubic
+            else Assumption("crops resized by the bilinear filter", "input.resize=bicubic"),
             Assumption("ImageNet's mean", "input.mean=[0.5, 0.5, 0.5]"),
             Assumption("ImageNet's standard deviation", "input.std=[0.5, 0.5, 0.5]"),
         ),

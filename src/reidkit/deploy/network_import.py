@@ -158,11 +158,10 @@ def _settled(
     """Which network it is and what it wants to see, and what of that the file does not say."""
     said = {override.partition("=")[0].strip() for override in overrides}
     assumptions = [f"set by hand: {', '.join(overrides)}"] if overrides else []
-    if spec is not None:
-        assumptions.insert(0, f"named by hand: {in_words(spec)}")
-    elif described is not None:
+    named = spec is not None
+    if spec is None and described is not None:
         spec = described.architecture
-    else:
+    if spec is None:
         raise ModelError(
             f"{file} does not say which network it holds",
             expected="its architecture",
@@ -185,7 +184,8 @@ def _settled(
         raise ConfigError("input is a table", got=repr(values["input"]), fix="say input.height=384 or the like")
     input_ = from_dict(InputSpec, values.pop("input"), where="input")
     _check_units(input_, said)
-    return from_dict(ModelSpec, values), input_, tuple(assumptions)
+    spec = from_dict(ModelSpec, values)
+    return spec, input_, (*((f"named by hand: {in_words(spec)}",) if named else ()), *assumptions)
 
 
 def _usual_input(tensors: Mapping[str, np.ndarray], said: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
