@@ -98,15 +98,16 @@ def test_json_holds_the_same(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"),
+    ("module", "command"),
     [
-        ("tensorrt", "tensorrt"),
-        ("tensorrt_rtx", "tensorrt-rtx"),
-        ("cuda", "tensorrt"),
-        ("cuda.bindings", "tensorrt"),
-        ("filelock", "tensorrt"),
+        ("tensorrt", "pip install 'reidkit[tensorrt]' --extra-index-url https://pypi.nvidia.com"),
+        ("tensorrt_rtx", "pip install 'reidkit[tensorrt-rtx]'"),
+        ("cuda", "pip install cuda-bindings"),
+        ("cuda.bindings", "pip install cuda-bindings"),
+        ("filelock", "pip install filelock"),
+        ("torch", "pip install 'reidkit[train]'"),
     ],
 )
-def test_missing_libraries_name_their_extra(module, extra):
+def test_missing_libraries_name_what_installs_them(module, command):
     error = explained(ModuleNotFoundError(f"No module named {module!r}", name=module))
-    assert str(error) == f"{module} is not installed\n  to do: pip install 'reidkit[{extra}]'"
+    assert str(error) == f"{module} is not installed\n  to do: {command}"

@@ -150,6 +150,29 @@ def test_an_engine_that_stands_is_taken_and_another_wish_builds_anew(foreign, mo
     assert len(stored(foreign)) == 2  # one of a kind stands in the store
 
 
+def test_what_rtx_cannot_do_is_said(bundle):
+    """Weights that can be changed later want a card while it builds, as soon as there are more than a few."""
+    pytest.importorskip("tensorrt_rtx")
+    for option in ("refit", "weight-stripped"):
+        with pytest.raises(EngineError, match=rf"cannot build this engine\n(?s:.*)to do: leave --{option} out"):
+            build_engine(bundle, **RTX, options=[option])
+    with pytest.raises(RuntimeMissing, match=r"tensorrt-rtx .* builds no version-compatible engines"):
+        build_engine(bundle, **RTX, options=["version-compatible"])
+    assert stored(bundle) == []
+
+
+@pytest.mark.parametrize(("here", "least"), [("7.5", "7.5"), ("8.9", "8.0"), ("12.0", "8.0")])
+def test_rtx_builds_for_turing_alone_or_for_all_that_came_after(foreign, monkeypatch, here, least):
+    pytest.importorskip("tensorrt_rtx")
+    machine = Machine("tensorrt-rtx", "0", "NVIDIA Fake", here, "13.0")
+    monkeypatch.setattr(cuda, "cudart", FakeCuda())
+    monkeypatch.setattr(build, "_machine", lambda flavour, device: replace(machine, version=flavour.version))
+    configs, aim = [], build.Flavour.aim
+    monkeypatch.setattr(build.Flavour, "aim", lambda *given: configs.append(given[1]) or aim(*given))
+    assert build_engine(foreign, **RTX).compute_capability == least
+    assert configs[0].num_compute_capabilities == (1 if least == "7.5" else 0)
+
+
 def test_an_engine_whose_file_is_damaged_does_not_stand(foreign, caplog):
     pytest.importorskip("tensorrt_rtx")
     facts = build_engine(foreign, **RTX)
@@ -451,7 +474,9 @@ def _no_device():
 
 def test_without_the_library(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(RuntimeMissing, match=r"tensorrt is not installed\n  to do: pip install 'reidkit\[tensorrt\]'"):
+    with pytest.raises(
+        RuntimeMissing, match=r"tensorrt is not installed\n  to do: pip install 'reidkit\[tensorrt\]' --extra"
+    ):
         build_engine(bundle)
 
 

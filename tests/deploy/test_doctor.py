@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +15,12 @@ import reidkit
 from reidkit.config import to_dict
 from reidkit.deploy import doctor, probe
 from reidkit.deploy.doctor import Card, Library, diagnose
-from reidkit.runtime import ENGINES
+from reidkit.runtime import ENGINES, machine
 from reidkit.runtime.engine_facts import EngineFacts, Profile, graph_digest
 from reidkit.runtime.engine_store import write_engine
 from small_bundle import write
 
-LIBRARIES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda", "filelock")
+LIBRARIES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda", "filelock", "onnx")
 DRIVER = """
 from enum import IntEnum
 class Status(IntEnum):
@@ -51,7 +52,7 @@ def install(tmp_path, monkeypatch):
         (site / f"{name}.py").write_text(f'raise ModuleNotFoundError("No module named {name}", name="{name}")')
     monkeypatch.syspath_prepend(site)
     monkeypatch.setattr(doctor, "_NVIDIA", proc / "driver/nvidia")
-    monkeypatch.setattr(doctor, "_BOARD", proc / "device-tree/model")
+    monkeypatch.setattr(machine, "_BOARD", proc / "device-tree/model")
 
     def call(name: str, source: str) -> None:
         file = site / f"{name.replace('.', '/')}.py"
@@ -70,7 +71,7 @@ def put(file: Path, text: str) -> None:
 
 
 def test_a_machine_with_nothing(install):
-    put(doctor._BOARD, "Raspberry Pi 5\0")  # another board than a Jetson is no card
+    put(machine._BOARD, "Raspberry Pi 5\0")  # another board than a Jetson is no card
     found = diagnose()
     assert found.reidkit == reidkit.__version__
     assert found.cards == ()
@@ -88,6 +89,7 @@ def test_a_machine_with_nothing(install):
     assert [(library.name, library.fix) for library in found.beside] == [
         ("cuda.bindings.driver", "pip install cuda-bindings"),
         ("filelock", "pip install filelock"),
+        ("onnx", "pip install onnx"),
     ]
     assert found.stored is None
 
@@ -117,6 +119,7 @@ def test_broken_libraries_are_reported(install):
             "importing it ended Python with signal 6: CUDA lost",
         ),
         "filelock": ("raise SystemExit(0)", "0"),
+        "onnx": ("raise ImportError('it wants another protobuf')", "it wants another protobuf"),
         "cuda": ("import os; print('{\"version\":'); os._exit(0)", "importing it ended Python with status 0"),
     }
     for name, (source, _) in broken.items():
@@ -195,7 +198,7 @@ def test_cards_by_the_driver_alone(install):
 
 
 def test_a_jetson(install):
-    put(doctor._BOARD, "NVIDIA Jetson AGX Orin Developer Kit\0")
+    put(machine._BOARD, "NVIDIA Jetson AGX Orin Developer Kit\0")
     found = diagnose()
     assert found.cards == (Card("NVIDIA Jetson AGX Orin Developer Kit"),)
     assert found.engines["tensorrt"].fix == "sudo apt-get install --reinstall python3-libnvinfer"
@@ -221,10 +224,18 @@ def test_engines_of_a_bundle(install, tmp_path):
     )
     for facts in (here, portable):
         write_engine(bundle, facts, b"kernels")
+    stripped = write_engine(bundle, replace(here, options=("weight-stripped",)), b"no weights")
+    truncated = write_engine(bundle, replace(here, via="network", graph=graph_digest(bundle, "network")), b"kernels")
+    (bundle.path / "engines" / truncated.file).write_bytes(b"ker")
+    lost = write_engine(bundle, replace(here, precision="float32"), b"kernels")
+    (bundle.path / "engines" / lost.file).unlink()
     stored = diagnose(bundle).stored
     assert stored is not None
     assert {engine.name: engine.misfits for engine in stored} == {
         here.name: (),
+        stripped.name: ("it has no weights, which TensorRT's own refitter puts back",),
+        truncated.name: ("its file has 3 bytes of 7: build it again",),
+        lost.name: ("its file has 0 bytes of 7: build it again",),
         portable.name: (
             "tensorrt-rtx is not installed here",
             "tensorrt-rtx does not run on NVIDIA H200 (compute capability 9.0)",

@@ -12,6 +12,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -400,6 +401,7 @@ def test_another_card(bundle, built, here, fits):
         (None, "8.7", False),
         (None, "10.0", False),
         ("7.5", "7.5", True),
+        ("7.5", "8.6", False),
         ("8.9", "8.6", False),
         ("8.9", "12.0", True),
         ("12.0", "9.0", False),
@@ -494,6 +496,8 @@ def test_the_nearest_kin_is_chosen(bundle):
     put(bundle, version="8.6.0.1", options=("version-compatible",), created="2030")
     older = put(bundle, version="8.6.0", gpu="NVIDIA A100", compute_capability="8.0", options=("hardware-compatible",))
     assert choose_engine(bundle, "tensorrt", "float16", None, H200) == older
+    put(bundle, created="2031", options=("weight-stripped",))
+    assert choose_engine(bundle, "tensorrt", "float16", None, H200) == older  # which can run
     own = put(bundle, created="2020")
     assert choose_engine(bundle, "tensorrt", "float16", None, H200) == own
     assert choose_engine(bundle, "tensorrt", "float16", "parser", H200) == by_parser
@@ -598,27 +602,37 @@ with engine_lock(open_bundle(sys.argv[1]), "some-engine"):
 """
 
 
-def test_a_lock_ends_with_its_process(bundle):
+@pytest.fixture
+def told(monkeypatch):
+    """What is said while somebody waits: called with it, in its place."""
+    calls: list[str] = []
+
+    def tell(message: str, *values: object) -> None:
+        calls.append(message % values)
+        told.then()
+
+    told = SimpleNamespace(calls=calls, then=lambda: None)
+    monkeypatch.setattr(engine_store._logger, "warning", tell)
+    return told
+
+
+def test_a_lock_ends_with_its_process(bundle, told):
     command = [sys.executable, "-c", HOLD, str(bundle.path)]
-    waits: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         killer = threading.Timer(0.2, process.send_signal, [signal.SIGKILL])
 
-        def waiting() -> None:
-            waits.append("waiting")
-            killer.start()
-
-        with engine_lock(bundle, "some-engine", waiting=waiting):
-            assert waits == ["waiting"]
+        told.then = killer.start
+        with engine_lock(bundle, "some-engine"):
+            assert told.calls == ["Somebody else is building some-engine; waiting for it"]
             assert process.wait(10) == -signal.SIGKILL
-    with engine_lock(bundle, "some-engine", waiting=lambda: pytest.fail("nobody holds it")):
+    told.then = lambda: pytest.fail("nobody holds it")
+    with engine_lock(bundle, "some-engine"):
         pass
 
 
-def test_threads_wait_for_each_other_and_say_so(bundle, caplog):
-    caplog.set_level(logging.INFO)
+def test_threads_wait_for_each_other_and_say_so(bundle, told):
     order: list[str] = []
     held, waits = threading.Event(), threading.Event()
 
@@ -633,18 +647,19 @@ def test_threads_wait_for_each_other_and_say_so(bundle, caplog):
     assert held.wait(10)
     with engine_lock(bundle, "another"):
         order.append("another")
-    with engine_lock(bundle, NAME, waiting=waits.set):
+    told.then = waits.set
+    with engine_lock(bundle, NAME):
         order.append("second")
     thread.join()
     assert order == ["another", "first", "second"]
-    assert f"somebody else is building {NAME}; waiting for it" in caplog.text
+    assert told.calls == [f"Somebody else is building {NAME}; waiting for it"]
 
 
-def test_a_lock_is_given_back_when_building_fails(bundle):
+def test_a_lock_is_given_back_when_building_fails(bundle, told):
     with pytest.raises(ValueError, match="no memory"), engine_lock(bundle, NAME):
         raise ValueError("no memory")
-    with engine_lock(bundle, NAME, waiting=lambda: pytest.fail("nobody holds it")):
-        pass
+    with engine_lock(bundle, NAME):
+        assert told.calls == []
     assert read_store(bundle) == []
 
 

@@ -11,6 +11,8 @@ from fake_tensorrt import fake_tensorrt
 from reidkit.errors import RuntimeMissing
 from reidkit.runtime.flavour import Flavour, open_flavour
 
+INDEX = " --extra-index-url https://pypi.nvidia.com"
+
 
 @pytest.mark.parametrize(
     ("runtime", "version", "typed", "precisions", "card"),
@@ -93,7 +95,7 @@ def test_an_error_is_told_without_its_place_in_the_source(message, words):
     log = Flavour("tensorrt", trt).log()
     log.log(trt.ILogger.ERROR, message)
     log.log(trt.ILogger.ERROR, "a later one")
-    assert log.first_error() == words
+    assert (log.first_error(), log.last_error()) == (words, "a later one")
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
@@ -102,7 +104,8 @@ def test_a_library_that_is_not_there(monkeypatch, runtime):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RuntimeMissing) as caught:
         open_flavour(runtime)
-    assert str(caught.value) == f"{name} is not installed\n  to do: pip install 'reidkit[{runtime}]'"
+    command = f"pip install 'reidkit[{runtime}]'" + INDEX * (runtime == "tensorrt")
+    assert str(caught.value) == f"{name} is not installed\n  to do: {command}"
 
 
 @pytest.mark.parametrize(

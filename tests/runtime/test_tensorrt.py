@@ -292,7 +292,9 @@ def test_an_error_drops_its_lane_and_wakes_who_waits(play, monkeypatch, card):
                 lane.run(crops, np.empty((2, 3), np.float32))
 
     def fails():
-        with pytest.raises(EngineError, match=r"could not run the engine\n  to do: see the log"):
+        with pytest.raises(
+            EngineError, match=r"could not run the engine\n  got: it does not say why\n  to do: where memory"
+        ):
             hold_and_fail()
 
     def succeeds():

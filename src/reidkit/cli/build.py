@@ -60,7 +60,7 @@ def build(
     ] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Weights can be changed later.")] = False,
     weight_stripped: Annotated[
-        bool, typer.Option("--weight-stripped", help="Without the weights, to be refitted from the bundle.")
+        bool, typer.Option("--weight-stripped", help="Without the weights; TensorRT's own refitter puts them back.")
     ] = False,
     effort: Annotated[
         int | None, typer.Option("--effort", min=0, max=5, help="How hard the builder looks for kernels (default: 3).")
@@ -86,7 +86,7 @@ def build(
             chosen = choose(
                 opened,
                 precision=arithmetic,
-                batches=parse_batches(batch or _USUAL_OF_AUTO),
+                batches=parse_batches(_USUAL_OF_AUTO if batch is None else batch),
                 device=device,
                 progress=progress,
             )
@@ -98,8 +98,8 @@ def build(
             runtime,
             precision=arithmetic or "float16",
             via=via,
-            batches=parse_batches(batch or _USUAL),
-            workspace=options.parse_memory(workspace, "--workspace") if workspace else None,
+            batches=parse_batches(_USUAL if batch is None else batch),
+            workspace=None if workspace is None else options.parse_memory(workspace, "--workspace"),
             options=[name for name, given in wanted.items() if given],
             effort=effort,
             device=device or "cuda",
@@ -116,7 +116,7 @@ def _prove(bundle: Bundle, facts: EngineFacts, device: str | None) -> None:
     Raises:
         Exit: with 1, where it is beyond its tolerance.
     """
-    if facts.gpu is None or "weight-stripped" in facts.options:
+    if facts.gpu is None or facts.stripped:
         why = "no card is here" if facts.gpu is None else "it has no weights yet"
         console.say(
             f"not verified, for {why}: run `reid verify {bundle.path} --runtime {facts.runtime}` where it is used"

@@ -1,11 +1,12 @@
 """Which extra brings a library that a command may find missing."""
 
 from reidkit.errors import RuntimeMissing
+from reidkit.runtime.machine import install_command
+
+_PACKAGES = {"cuda": "cuda-bindings", "cuda.bindings": "cuda-bindings", "filelock": "filelock"}
+"""What every flavour of TensorRT needs beside itself, as pip calls it."""
 
 _EXTRAS = {
-    "cuda": "tensorrt",
-    "cuda.bindings": "tensorrt",
-    "filelock": "tensorrt",
     "google": "onnx",
     "google.protobuf": "onnx",
     "jinja2": "report",
@@ -28,7 +29,9 @@ _EXTRAS = {
 
 def explained(error: ModuleNotFoundError) -> RuntimeMissing | None:
     """What to install; None where the module is no extra's, so that our own slip is not reported as a user's."""
-    extra = _EXTRAS.get(error.name or "")
-    if extra is None:
-        return None
-    return RuntimeMissing(f"{error.name} is not installed", fix=f"pip install 'reidkit[{extra}]'")
+    name = error.name or ""
+    if name in _PACKAGES:
+        return RuntimeMissing(f"{name} is not installed", fix=f"pip install {_PACKAGES[name]}")
+    if name in _EXTRAS:
+        return RuntimeMissing(f"{name} is not installed", fix=install_command(_EXTRAS[name]))
+    return None

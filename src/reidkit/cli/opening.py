@@ -18,8 +18,6 @@ from reidkit.runtime.engine_store import read_choice, read_store
 from reidkit.runtime.machine import machine
 from reidkit.types import Embedder, Precision, Via
 
-_WITHOUT_WEIGHTS = "weight-stripped"
-
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -83,7 +81,7 @@ def open_embedder(
         if not rebuild or not (runtime == "auto" or ENGINES[runtime].built):
             raise
         last = _last_built(bundle, runtime, precision, via)
-        if len({facts.precision for facts in last}) > 1 or (last and _WITHOUT_WEIGHTS in last[0].options):
+        if len({facts.precision for facts in last}) > 1 or (last and last[0].stripped):
             raise  # which is to be built again is not said; or again it would have no weights
         console.note(error.problem)
     device = usual_device(runtime) if device is None else device
@@ -113,13 +111,13 @@ def _load(bundle: Bundle, way: Way, device: str | None, tuning: Tuning) -> Embed
 def _last_built(
     bundle: Bundle, runtime: RuntimeName, precision: Precision | None, via: Via | None
 ) -> list[EngineFacts]:
-    """Of the engines in the store those that were asked for, by network first, the youngest first."""
+    """Of the engines in the store those that were asked for: with weights first, by network, the youngest."""
     asked = [
         facts
         for facts in read_store(bundle)
         if facts.runtime == runtime and precision in (None, facts.precision) and via in (None, facts.via)
     ]
-    return sorted(asked, key=lambda facts: (facts.via == "network", facts.created or ""), reverse=True)
+    return sorted(asked, key=lambda f: (not f.stripped, f.via == "network", f.created or ""), reverse=True)
 
 
 def _build_again(

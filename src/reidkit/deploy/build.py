@@ -26,7 +26,7 @@ from reidkit.errors import (
     require_one_of,
 )
 from reidkit.runtime.contract import CROPS
-from reidkit.runtime.engine_facts import OPTIONS
+from reidkit.runtime.engine_facts import FIRST_OF_RTX, OPTIONS, TURING
 from reidkit.runtime.engine_store import (
     EngineFacts,
     Machine,
@@ -103,7 +103,10 @@ def build_engine(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     require_one_of("flavour of TensorRT", runtime, LIBRARIES)
     if opened.graph_format != "onnx":
-        raise ModelError(f"{opened.path.name} holds its network as OpenVINO IR, which {runtime} does not read")
+        raise ModelError(
+            f"{opened.path.name} holds its network as OpenVINO IR, which {runtime} does not read",
+            fix="import the ONNX graph or the checkpoint that it was made of",
+        )
     if opened.manifest.precision == "int8":
         raise _quantized_elsewhere(opened, runtime)
     for option in options:
@@ -117,7 +120,10 @@ def build_engine(
     if precision == "int8":
         _check_quantized(opened, via)
         via = "parser"
-    via = via or ("network" if describable(opened.manifest.architecture) and opened.weights else "parser")
+    known = describable(opened.manifest.architecture) and opened.weights is not None
+    via = via or ("network" if known else "parser")
+    if via == "network" and opened.manifest.architecture is None:
+        raise _foreign(opened)
     flavour = open_flavour(runtime)
     machine = _machine(flavour, device)
     facts = EngineFacts(
@@ -128,7 +134,7 @@ def build_engine(
         graph=graph_digest(opened, via, precision),
         profiles=profiles,
         gpu=machine.gpu,
-        compute_capability=machine.compute_capability,
+        compute_capability=machine.compute_capability if flavour.needs_card else _least_of_rtx(machine),
         driver=machine.driver,
         options=tuple(sorted(set(options))),
         workspace=workspace,
@@ -142,6 +148,13 @@ def build_engine(
         return found or _build_on(device, opened, flavour, facts)
 
 
+def _least_of_rtx(machine: Machine) -> str | None:
+    """The oldest cards that TensorRT-RTX builds for here; None where it knows no card, and decides by itself."""
+    if machine.gpu is None:
+        return None
+    return TURING if machine.compute_capability == TURING else FIRST_OF_RTX
+
+
 def _check_quantized(bundle: Bundle, via: Via | None) -> None:
     if via == "network":
         raise ModelError(
@@ -153,6 +166,12 @@ def _check_quantized(bundle: Bundle, via: Via | None) -> None:
             expected="the graph that an int8 engine is built from",
             fix=f"reid quantize {bundle.path} --calibration DIR",
         )
+
+
+def _foreign(bundle: Bundle) -> ModelError:
+    return ModelError(
+        f"{bundle.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
+    )
 
 
 def _quantized_elsewhere(bundle: Bundle, runtime: str) -> ModelError:
@@ -225,6 +244,7 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
     config = flavour.config(builder, facts.precision, facts.options, facts.workspace)
     if facts.effort is not None:
         config.builder_optimization_level = facts.effort
+    flavour.aim(config, facts.compute_capability)
     network = flavour.network(builder)
     # Whatever this gives has to live until the engine is built.
     kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, facts.precision)
@@ -249,9 +269,7 @@ def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: 
     """The known network, through the library's own API."""
     architecture, weights = bundle.manifest.architecture, bundle.weights
     if architecture is None or weights is None:
-        raise ModelError(
-            f"{bundle.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
-        )
+        raise _foreign(bundle)
     layers, kind = TensorRtLayers(flavour, network), _KINDS[precision]
     write_network(layers, architecture, bundle.manifest.input, read_tensors(weights), kind=kind, source=str(weights))
     return layers
@@ -387,8 +405,9 @@ def _failure(flavour: Flavour, log: Any, facts: EngineFacts) -> EngineError:
             got=reason,
             fix=f"give kernels less: --workspace {smaller}; or build for smaller batches; or close what else runs here",
         )
-    return EngineError(
-        f"{flavour.runtime} {flavour.version} cannot build this engine",
-        got=reason,
-        fix="try the other way (--via), another precision, or a larger --workspace",
-    )
+    refitted = sorted({"refit", "weight-stripped"} & set(facts.options))
+    if facts.gpu is None and refitted:
+        fix = f"leave --{' and --'.join(refitted)} out, or build where a card is: seen to fail without one"
+    else:
+        fix = "try the other way (--via), another precision, smaller batches, or a larger --workspace"
+    return EngineError(f"{flavour.runtime} {flavour.version} cannot build this engine", got=reason, fix=fix)

@@ -24,7 +24,7 @@ from reidkit.errors import ConfigError, ReidkitError, RuntimeMissing
 from reidkit.runtime import ENGINES, RuntimeName, usual_device
 from reidkit.runtime.engine_facts import Choice, Pick, graph_digest, runs_on
 from reidkit.runtime.engine_store import record_choice
-from reidkit.runtime.machine import machine
+from reidkit.runtime.machine import install_command, machine
 from reidkit.types import Embedder, Precision, Progress, Via, no_progress
 
 CLOSE = 1.02
@@ -183,7 +183,7 @@ def _out_of_the_question(name: RuntimeName, device: str) -> str | None:
     """Why an engine is not even tried."""
     engine = ENGINES[name]
     if importlib.util.find_spec(engine.library) is None:
-        return f"{engine.library} is not installed: pip install 'reidkit[{engine.extra}]'"
+        return f"{engine.library} is not installed: {install_command(engine.extra)}"
     if engine.built and not _is_card(device):
         return "it runs on NVIDIA's cards only"
     if name == "inductor" and not _is_card(device):

@@ -19,16 +19,15 @@ from reidkit.bundle import Bundle
 from reidkit.deploy import probe
 from reidkit.deploy.bench import machine as machine_name
 from reidkit.imaging import available_cores
-from reidkit.runtime import ENGINES, RuntimeName
-from reidkit.runtime.engine_facts import RUNTIMES, Machine, misfits, runs_on
-from reidkit.runtime.engine_store import read_store
+from reidkit.runtime import ENGINES
+from reidkit.runtime.engine_facts import RUNTIMES, EngineFacts, Machine, misfits, runs_on
+from reidkit.runtime.engine_store import engine_size, read_store
+from reidkit.runtime.machine import install_command, jetson
 
 _SECONDS = 120.0  # that an import may take on a cold disk
 _NVIDIA = Path("/proc/driver/nvidia")
-_BOARD = Path("/proc/device-tree/model")  # of a Jetson, whose card is not among those of the driver
-_NVIDIAS_INDEX = "--extra-index-url https://pypi.nvidia.com"
 _OLDEST_TENSORRT = (8, 6)
-_BESIDE = {probe.CUDA: "cuda-bindings", "filelock": "filelock"}
+_BESIDE = {probe.CUDA: "cuda-bindings", "filelock": "filelock", "onnx": "onnx"}
 """What TensorRT needs beside itself, by import name: what pip calls it."""
 
 
@@ -125,7 +124,10 @@ def diagnose(bundle: Bundle | None = None) -> Diagnosis:
     answers = _ask([*(engine.library for engine in ENGINES.values()), *_BESIDE])
     cuda = answers[probe.CUDA]
     cards, no_cards = _cards(cuda)
-    engines = {name: _library(engine.library, answers[engine.library], _pip(name)) for name, engine in ENGINES.items()}
+    engines = {
+        name: _library(engine.library, answers[engine.library], install_command(engine.extra))
+        for name, engine in ENGINES.items()
+    }
     driver = driver_version()
     stored = None
     if bundle is not None:
@@ -140,7 +142,7 @@ def diagnose(bundle: Bundle | None = None) -> Diagnosis:
             )
             for name in RUNTIMES
         }
-        stored = tuple(Stored(f.name, misfits(f, bundle, here[f.runtime])) for f in read_store(bundle))
+        stored = tuple(Stored(f.name, _flaws(f, bundle, here[f.runtime])) for f in read_store(bundle))
     return Diagnosis(
         reidkit=reidkit.__version__,
         python=platform.python_version(),
@@ -161,6 +163,14 @@ def driver_version() -> str | None:
     """Version of NVIDIA's driver, as it says itself below /proc; None where it says nothing."""
     words = _text(_NVIDIA / "version").partition("\n")[0].split()
     return next((word for word in words if word[0].isdigit() and "." in word), None)
+
+
+def _flaws(facts: EngineFacts, bundle: Bundle, machine: Machine) -> tuple[str, ...]:
+    """Why an engine is not to run here, as far as can be said without reading it."""
+    size = engine_size(bundle, facts)
+    flaws = () if size == facts.size else (f"its file has {size:,} bytes of {facts.size:,}: build it again",)
+    stripped = ("it has no weights, which TensorRT's own refitter puts back",) if facts.stripped else ()
+    return (*flaws, *stripped, *misfits(facts, bundle, machine))
 
 
 def _ask(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -200,20 +210,12 @@ def _library(name: str, answer: dict[str, Any], fix: str) -> Library:
     return Library(name, version, None, fix if "absent" in answer else None)
 
 
-def _pip(runtime: RuntimeName) -> str:
-    """The command that installs an engine's library."""
-    if runtime == "tensorrt" and _board():
-        return "sudo apt-get install --reinstall python3-libnvinfer"  # of JetPack; there are no wheels for a Jetson
-    command = f"pip install 'reidkit[{ENGINES[runtime].extra}]'"
-    return f"{command} {_NVIDIAS_INDEX}" if runtime == "tensorrt" else command
-
-
 def _cards(cuda: dict[str, Any]) -> tuple[tuple[Card, ...], str | None]:
     """Cards by CUDA's own word; else by what the driver says below /proc, and why CUDA could not be asked."""
     if "cards" in cuda:
         return tuple(_card(**card) for card in cuda["cards"]), None if cuda["cards"] else "CUDA sees no card"
     reason = cuda.get("no_cards") or cuda.get("problem") or "cuda-bindings is not installed"
-    names = [_model(file) for file in sorted(_NVIDIA.glob("gpus/*/information"))] or [_board()]
+    names = [_model(file) for file in sorted(_NVIDIA.glob("gpus/*/information"))] or [jetson()]
     return tuple(Card(name) for name in names if name), reason
 
 
@@ -225,12 +227,6 @@ def _card(name: str, compute_capability: str, memory: int) -> Card:
 def _model(information: Path) -> str:
     lines = (line.partition(":") for line in _text(information).splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == "Model"), "")
-
-
-def _board() -> str:
-    """What a Jetson calls itself; empty elsewhere."""
-    name = _text(_BOARD).strip("\0\n ")
-    return name if "jetson" in name.lower() else ""
 
 
 def _text(file: Path) -> str:

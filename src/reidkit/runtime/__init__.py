@@ -10,7 +10,7 @@ from reidkit.bundle import Bundle, GraphFormat, open_bundle
 from reidkit.errors import BundleError, ConfigError, ReidkitError, RuntimeMissing, require_one_of, unknown_name
 from reidkit.runtime.contract import Hint, Opening, Optimization, engine_words
 from reidkit.runtime.engine_store import read_store
-from reidkit.runtime.machine import has_card
+from reidkit.runtime.machine import has_card, install_command
 from reidkit.types import Embedder, Precision, Via
 
 RuntimeName = Literal["onnxruntime", "openvino", "pytorch", "inductor", "tensorrt", "tensorrt-rtx", "auto"]
@@ -149,9 +149,7 @@ def load(
             raise RuntimeMissing("cuda-bindings is not installed", fix="pip install cuda-bindings") from error
         if error.name != engine.library:
             raise  # our own typo, or a broken installation: never "please install"
-        raise RuntimeMissing(
-            f"{engine.library} is not installed", fix=f"pip install 'reidkit[{engine.extra}]'"
-        ) from error
+        raise RuntimeMissing(f"{engine.library} is not installed", fix=install_command(engine.extra)) from error
     try:
         return module.open_embedder(opened, opening)
     except ReidkitError:

@@ -22,7 +22,9 @@ OPTIONS = ("version-compatible", "hardware-compatible", "refit", "weight-strippe
 _MAJORS_APART = {(8, 10), (10, 11)}
 _FIRST_VERSION_COMPATIBLE = (8, 6)
 _FIRST_HARDWARE_COMPATIBLE = (8, 0)  # Ampere
-_FIRST_OF_RTX = (8, 0)  # where a builder was told no card
+TURING, FIRST_OF_RTX = "7.5", "8.0"
+"""Compute capabilities: of what TensorRT-RTX builds for when told so, and the least that it builds for otherwise."""
+
 _RTX_BEFORE_BLACKWELL = ((7, 5), (8, 0), (8, 6), (8, 9))
 
 
@@ -83,7 +85,7 @@ class EngineFacts:
         sha256: of the engine; empty until it is written.
         size: of the engine, bytes.
         gpu: name of the card it was built on; None where it was built without one.
-        compute_capability: of that card, as "9.0", or the least that it was built for.
+        compute_capability: of that card, as "9.0"; of tensorrt-rtx, the least that it was built for.
         driver: newest CUDA that the driver knew which it was built with, as "13.0"; None without a card.
         options: "version-compatible", "hardware-compatible", "refit", "weight-stripped".
         workspace: bytes that the builder's kernels might take; None for all there is.
@@ -129,10 +131,15 @@ class EngineFacts:
             raise ConfigError("An engine's numbers are out of range", got=(self.size, self.build_seconds))
 
     @property
+    def stripped(self) -> bool:
+        """Whether it has no weights, so that it cannot run as it is."""
+        return "weight-stripped" in self.options
+
+    @property
     def name(self) -> str:
         """Of its facts, without suffix: one engine of a kind stands in a store."""
         card = self.gpu or f"cc{self.compute_capability or 'any'}"
-        stripped = ("stripped",) if "weight-stripped" in self.options else ()  # it stands beside one that can run
+        stripped = ("stripped",) if self.stripped else ()  # it stands beside one that can run
         return "-".join(map(slug, (self.runtime, self.version, card, self.precision, self.via, *stripped)))
 
     @property
@@ -263,11 +270,13 @@ def _other_card(facts: EngineFacts, machine: Machine) -> str | None:
         return NO_CARD
     here = machine.compute_capability or ""
     if facts.runtime == "tensorrt-rtx":
-        least = _numbers(facts.compute_capability) if facts.compute_capability else _FIRST_OF_RTX
+        least = facts.compute_capability or FIRST_OF_RTX
         if not runs_on(facts.runtime, here):
             return f"tensorrt-rtx does not run on {machine.gpu} (compute capability {here or 'unknown'})"
-        built_for = f"compute capability {'.'.join(map(str, least))} or newer"
-        return None if _numbers(here) >= least else f"it is for {built_for}, and {machine.gpu} has {here}"
+        alone = least == TURING
+        fits = here == least if alone else _numbers(here) >= _numbers(least)
+        built_for = f"compute capability {least}{'' if alone else ' or newer'}"
+        return None if fits else f"it is for {built_for}, and {machine.gpu} has {here}"
     if facts.gpu == machine.gpu and machine.compute_capability in (None, facts.compute_capability):
         return None
     reason = (

@@ -21,7 +21,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +99,7 @@ def choose_engine(
             got="".join(lines),
             fix=_remedy(bundle, machine, precision or wanted[0].precision, via),
         )
+    fitting = [facts for facts in fitting if not facts.stripped] or fitting  # which could not run
     precisions: list[Precision] = list(dict.fromkeys(facts.precision for facts in fitting))
     if len(precisions) > 1:
         raise RuntimeMissing(
@@ -194,6 +195,15 @@ def read_engine(bundle: Bundle, facts: EngineFacts) -> bytes:
     return data
 
 
+def engine_size(bundle: Bundle, facts: EngineFacts) -> int:
+    """Bytes of an engine's file; 0 where there is none that could be read."""
+    try:
+        found = _place(bundle, facts.file).lstat()
+    except (OSError, BundleError):
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 def write_engine(bundle: Bundle, facts: EngineFacts, data: bytes) -> EngineFacts:
     """Puts an engine into the store, in place of one of the same name; to be called within `engine_lock`.
 
@@ -232,7 +242,7 @@ def _remove_replaced(folder: Path, facts: EngineFacts, before: EngineFacts | Non
 
 
 @contextmanager
-def engine_lock(bundle: Bundle, name: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def engine_lock(bundle: Bundle, name: str) -> Iterator[None]:
     """Keeps other processes and threads from building the engine of a name while the block runs.
 
     The lock is the system's: it ends with the process that holds it. Once inside, look whether the engine was built
@@ -241,7 +251,6 @@ def engine_lock(bundle: Bundle, name: str, *, waiting: Callable[[], None] | None
     Args:
         bundle: that it is built for.
         name: of the engine, as `EngineFacts.name`.
-        waiting: called once when somebody else holds the lock, before it is waited for.
 
     Raises:
         OutputError: the bundle cannot be written to.
@@ -257,9 +266,7 @@ def engine_lock(bundle: Bundle, name: str, *, waiting: Callable[[], None] | None
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            _logger.info("somebody else is building %s; waiting for it", name)
-            if waiting is not None:
-                waiting()
+            _logger.warning("Somebody else is building %s; waiting for it", name)
             lock.acquire()
     except OSError as error:
         fix = "copy the bundle to a folder that you may write to"

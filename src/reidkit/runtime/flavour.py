@@ -13,6 +13,7 @@
 | and computed in | float32, whatever its type | its type | its type | its type |
 | int8 | by a flag; Q and DQ in float32 alone | Q and DQ | Q and DQ | Q and DQ |
 | builds without a card | no | no | no | yes |
+| an engine runs on | the kind of card it was built on | likewise | likewise | 8.0 and newer; or Turing alone |
 """
 
 import importlib
@@ -24,6 +25,8 @@ from types import ModuleType
 from typing import Any
 
 from reidkit.errors import RuntimeMissing
+from reidkit.runtime.engine_facts import TURING
+from reidkit.runtime.machine import install_command
 from reidkit.types import Precision
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -130,6 +133,17 @@ class Flavour:
             self._set_option(config, option)
         return config
 
+    def aim(self, config: Any, compute_capability: str | None) -> None:
+        """Tells TensorRT-RTX that it builds for Turing, which it leaves out otherwise; and then for nothing else.
+
+        Args:
+            config: of a builder.
+            compute_capability: of the card that it builds for; None for all that it builds for by itself.
+        """
+        if not self.needs_card and compute_capability == TURING:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self.trt.ComputeCapability.SM75, 0)
+
     def scratch_bytes(self, engine: Any) -> int:
         """Device memory that one context of an engine works in, whatever its profile."""
         newer = getattr(engine, "device_memory_size_v2", None)
@@ -157,7 +171,8 @@ class Flavour:
                 config.hardware_compatibility_level = self.trt.HardwareCompatibilityLevel.AMPERE_PLUS
                 return
         name = {"version-compatible": "VERSION_COMPATIBLE", "refit": "REFIT", "weight-stripped": "STRIP_PLAN"}[option]
-        if not hasattr(flags, name):
+        # An engine of TensorRT-RTX runs on the release that built it and on no other, whatever it was told.
+        if not hasattr(flags, name) or (option == "version-compatible" and not self.needs_card):
             raise RuntimeMissing(
                 f"{self.runtime} {self.version} builds no {option} engines", fix="leave the option out, or update it"
             )
@@ -175,7 +190,7 @@ def open_flavour(runtime: str) -> Flavour:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
-            raise RuntimeMissing(f"{name} is not installed", fix=f"pip install 'reidkit[{runtime}]'") from error
+            raise RuntimeMissing(f"{name} is not installed", fix=install_command(runtime)) from error
         raise RuntimeMissing(
             f"{name} cannot be loaded", got=str(error).partition("\n")[0], fix="run `reid doctor`"
         ) from error
@@ -186,6 +201,10 @@ def open_flavour(runtime: str) -> Flavour:
 
 def _place(module: ModuleType) -> str:
     return str(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), module.__name__))
+
+
+def _without_place(message: str) -> str:
+    return re.sub(r"^(\d+: )?\[[^\[\]]+::\d+\] *", "", message).strip()
 
 
 def _log_of(trt: ModuleType) -> Any:
@@ -212,6 +231,10 @@ def _log_of(trt: ModuleType) -> Any:
 
         def first_error(self) -> str | None:
             """The first of the errors that were kept, without where in the library's source it was raised."""
-            return re.sub(r"^(\d+: )?\[[^\[\]]+::\d+\] *", "", self.errors[0]).strip() if self.errors else None
+            return _without_place(self.errors[0]) if self.errors else None
+
+        def last_error(self) -> str | None:
+            """The last of them likewise."""
+            return _without_place(self.errors[-1]) if self.errors else None
 
     return Log()

@@ -9,6 +9,8 @@ from reidkit.imaging import available_cores
 
 _PROCESSOR = Path("/proc/cpuinfo")
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+_BOARD = Path("/proc/device-tree/model")  # of a Jetson, whose card is not among those of the driver
+_NVIDIAS_INDEX = "--extra-index-url https://pypi.nvidia.com"
 
 
 def machine(device: str) -> str:
@@ -23,6 +25,23 @@ def machine(device: str) -> str:
     # Which of several unlike cards a number means is CUDA's own affair: all of them are named.
     cards = _cards()
     return "; ".join([" or ".join(cards), processor]) if cards else processor
+
+
+def install_command(extra: str) -> str:
+    """The command that installs what an extra of reidkit brings, on this machine."""
+    if extra == "tensorrt" and jetson():
+        return "sudo apt-get install --reinstall python3-libnvinfer"  # of JetPack; there are no wheels for a Jetson
+    command = f"pip install 'reidkit[{extra}]'"
+    return f"{command} {_NVIDIAS_INDEX}" if extra == "tensorrt" else command
+
+
+def jetson() -> str:
+    """What a Jetson calls itself; empty elsewhere."""
+    try:
+        name = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:  # another computer
+        return ""
+    return name if "jetson" in name.lower() else ""
 
 
 def has_card() -> bool:

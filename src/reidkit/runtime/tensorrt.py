@@ -42,7 +42,9 @@ class TensorRtEmbedder:
         facts: of the engine.
     """
 
-    def __init__(self, flavour: Flavour, runtime: Any, engine: Any, facts: EngineFacts, spec: EmbedderSpec) -> None:
+    def __init__(
+        self, flavour: Flavour, runtime: Any, engine: Any, facts: EngineFacts, spec: EmbedderSpec, log: Any
+    ) -> None:
         self.spec = spec
         self.facts = facts
         self._flavour = flavour
@@ -50,7 +52,7 @@ class TensorRtEmbedder:
         self._engine = engine
         self._device = cuda.device_index(spec.device)
         # Nothing of this may hold the embedder itself: its memory is to go with the last name for it.
-        self._lanes = _Lanes(partial(_Lane, flavour, engine, facts.profiles, self._crop_shape, spec.dim))
+        self._lanes = _Lanes(partial(_Lane, flavour, engine, facts.profiles, self._crop_shape, spec.dim, log))
         with self._lane():
             pass  # the first one's memory is taken now
 
@@ -234,8 +236,9 @@ class _Lane:
         profiles: Sequence[Profile],
         crop_shape: tuple[int, int, int],
         dim: int,
+        log: Any,
     ) -> None:
-        self._flavour, self._engine, self._profiles = flavour, engine, profiles
+        self._flavour, self._engine, self._profiles, self._log = flavour, engine, profiles, log
         self._crop_shape = crop_shape
         self._crop_bytes, self._row_bytes = int(np.prod(crop_shape)), dim * 4
         self._most = profiles[-1].most
@@ -327,7 +330,7 @@ class _Lane:
         index = next(i for i, profile in enumerate(self._profiles) if profile.least <= batch <= profile.most)
         context = self._flavour.context(self._engine, self._scratch.address, self._scratch.size)
         if context is None:
-            raise EngineError("TensorRT gives no context", got="most likely no memory left on the card")
+            raise self._refusal("TensorRT gives no context", "most likely no memory left on the card")
         # Also the first: only the first context of an engine has it from the beginning.
         if not context.set_optimization_profile_async(index, slot.stream.number):
             raise EngineError("TensorRT does not take its own profile", got=index, fix="build the engine again")
@@ -336,10 +339,14 @@ class _Lane:
             raise EngineError("TensorRT does not take a batch of its own profile", got=batch)
         return context
 
-    @staticmethod
-    def _enqueue(context: Any, slot: _Slot) -> None:
+    def _enqueue(self, context: Any, slot: _Slot) -> None:
         if not context.execute_async_v3(slot.stream.number):
-            raise EngineError("TensorRT could not run the engine", fix="see the log for its own words")
+            raise self._refusal("TensorRT could not run the engine", "it does not say why")
+
+    def _refusal(self, problem: str, otherwise: str) -> EngineError:
+        """With the library's own words, where it has any."""
+        fix = "where memory ran out, close what else uses the card, or build for smaller batches"
+        return EngineError(problem, got=self._log.last_error() or otherwise, fix=fix)
 
 
 def open_embedder(bundle: Bundle, opening: Opening) -> TensorRtEmbedder:
@@ -357,7 +364,7 @@ def open_embedder(bundle: Bundle, opening: Opening) -> TensorRtEmbedder:
 
 
 def _deserialized(bundle: Bundle, facts: EngineFacts, data: bytes, flavour: Flavour, device: str) -> TensorRtEmbedder:
-    if "weight-stripped" in facts.options:
+    if facts.stripped:
         raise RuntimeMissing(
             f"The engine {facts.name} has no weights",
             expected="an engine that was built with them",
@@ -376,7 +383,7 @@ def _deserialized(bundle: Bundle, facts: EngineFacts, data: bytes, flavour: Flav
             fix="build it again: reid build --rebuild",
         )
     spec = spec_of(bundle.manifest, runtime=facts.runtime, device=device, precision=facts.precision, build=facts.sha256)
-    return TensorRtEmbedder(flavour, runtime, engine, facts, spec)
+    return TensorRtEmbedder(flavour, runtime, engine, facts, spec, log)
 
 
 def machine_of(flavour: Flavour, device: str = "cuda") -> Machine:
