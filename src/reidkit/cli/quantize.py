@@ -13,7 +13,7 @@ from reidkit.cli.outputs import check_outputs, check_writable
 from reidkit.cli.pictures import read_pictures
 from reidkit.cli.verify import hold_engines, int8_engines, print_parity
 from reidkit.data import is_data_set, load_split
-from reidkit.deploy.verify import MAX_MAP_DROP, Parity
+from reidkit.deploy.verify import MAX_MAP_DROP, TOLERANCES, Parity
 from reidkit.errors import ConfigError
 from reidkit.manifest import checkpoint_file
 from reidkit.types import Split, Subset
@@ -243,7 +243,7 @@ def _searched(
     """Measures where it hurts, says so, and gives the layers that are to stay float.
 
     Raises:
-        Exit: with 1, where no choice loses as little as is allowed.
+        Exit: with 1, where no choice passes.
     """
     from reidkit.deploy.quantize.sensitivity import search as search_layers
 
@@ -260,7 +260,11 @@ def _searched(
         rows.add_row(name, *cells)
     console.out.print(rows)
     floats = found.chosen.floats
-    lost = f"{100 * found.chosen.drop:.2f} points of {100 * found.mean_ap:.2f} are lost where {100 * drop:g} may be"
+    agreement = found.chosen.agreement
+    lost = (
+        f"{100 * found.chosen.drop:.2f} points of {100 * found.mean_ap:.2f} are lost where {100 * drop:g} may be, "
+        f"mean cosine {agreement.mean_cosine:.4f} where {TOLERANCES['int8'].cosine:g} has to be"
+    )
     if floats and found.met:
         console.say(f"{len(floats)} layers stay float, {100 * found.float_share:.1f} % of the work: {lost}")
     elif found.met:

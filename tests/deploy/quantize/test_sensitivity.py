@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from reidkit.bundle import Golden, open_bundle, write_bundle
+from reidkit.deploy import verify
 from reidkit.deploy.quantize.calibrate import calibration_of, observe
 from reidkit.deploy.quantize.pictures import pictures_of
 from reidkit.deploy.quantize.quantize import kept_in_float, quantize
@@ -191,6 +192,18 @@ def test_a_drop_that_cannot_be_met_is_said(make, split):
     assert not found.met
     assert found.chosen.drop > 0
     assert set(found.chosen.floats) != set(LAYERS)
+
+
+def test_what_the_gate_would_refuse_is_not_chosen(ruined, split, monkeypatch):
+    """All mAP may be lost, and still embeddings have to be near."""
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.25, 0.99))
+    bundle, table = ruined
+    found = search(bundle, table, split, max_map_drop=1.0, threads=1)
+    assert found.rounded.agreement.mean_cosine < 0.99
+    assert not found.rounded.meets
+    assert found.met
+    assert found.chosen.agreement.passed
+    assert set(found.chosen.floats) <= set(RUINED)
 
 
 def test_what_cannot_be_searched(ruined, make, split):

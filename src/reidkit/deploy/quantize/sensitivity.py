@@ -57,8 +57,8 @@ class Trial:
 
     @property
     def meets(self) -> bool:
-        """Whether it loses no more mAP than is allowed."""
-        return self.drop <= self.agreement.max_drop
+        """Whether it passes as `reid verify --data` has it: mAP that is lost, and the mean cosine."""
+        return self.agreement.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Search:
 
     @property
     def met(self) -> bool:
-        """Whether the choice loses no more mAP than is allowed."""
+        """Whether the choice passes, see `Trial.meets`."""
         return self.chosen.meets
 
 
@@ -138,7 +138,7 @@ def search(
 ) -> Search:
     """Measures a network with each group in float, and chooses the fewest layers that have to stay so.
 
-    None where all layers in eight bits lose little enough; else those that `fewest_floats` finds. Groups are added in
+    None where all layers in eight bits pass (`Trial.meets`); else those that `fewest_floats` finds. Groups are added in
     the order of the cosine error that each takes away a layer: such errors add up nearly, while what one group does to
     mAP is mostly chance.
 
