@@ -138,7 +138,10 @@ def test_what_cannot_be_is_refused_and_the_bundle_stays(run, bundle, market, giv
 @pytest.fixture
 def trained(bundle, tmp_path):
     """A run in eight bits that the bundle is of, as far as a bundle's manifest can tell."""
-    ranges = {"reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}'}
+    ranges = {
+        "reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}',
+        "reidkit.floats": '["backbone.layer1.0.conv1"]',
+    }
     save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors", ranges)
     sign(bundle, {"provenance": {"source_sha256": file_sha256(tmp_path / "model.safetensors")}})
     return tmp_path
@@ -156,6 +159,10 @@ def test_what_training_has_learned_and_has_not(run, bundle, trained, market):
     table = table_of(bundle)
     assert (table.method, len(table.pictures)) == ("qat", 4)
     assert Range(0.0, 2.5) in table.ranges.values()
+    assert table.floats == ("backbone.layer1.0.conv1",)
+    status, _, err = run(*command, "--images", 4, "--keep-float", "backbone.conv1")
+    assert status == 0, err
+    assert table_of(bundle).floats == ("backbone.conv1",)
 
 
 def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):

@@ -50,7 +50,6 @@ def learned(monkeypatch):
         out.mkdir()
 
     def finish(out, places, split, **options):
-        given["finished"] = options
         return outcome.Outcome()
 
     monkeypatch.setattr(train, "learn", learn)
@@ -76,13 +75,12 @@ def test_the_bundle_says_what_is_trained(run, market, tmp_path, tiny_bundle, lea
     assert len(rounding.layers) == 20  # convolutions of a ResNet-18
     assert rounding.layers[0].name == "backbone.conv1"
     assert (rounding.floats, rounding.ranges) == ((), {})
-    assert learned["finished"]["floats"] == ()
 
 
 def test_what_its_table_says_counts_in_training(run, market, tmp_path, quantized, learned):
     begin(run, market, tmp_path / "bits", quantized.path, "--set", "augment.pad=0")
     rounding = learned["rounding"]
-    assert rounding.floats == learned["finished"]["floats"] == ("backbone.layer1.0.conv1",)
+    assert rounding.floats == ("backbone.layer1.0.conv1",)
     assert len(rounding.layers) == 19
     assert "backbone.layer1.0.conv1" not in {layer.name for layer in rounding.layers}
     assert rounding.ranges["backbone.conv1:output"] == Range(0.0, 2.5)
@@ -97,15 +95,17 @@ def ended(monkeypatch, tiny_bundle, market, tmp_path):
         save_file(
             {"x": torch.zeros(1)},
             tmp_path / "model.safetensors",
-            {"reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}'},
+            {
+                "reidkit.ranges": '{"backbone.conv1:output": {"low": 0.0, "high": 2.5}}',
+                "reidkit.floats": '["backbone.layer1.0.conv1"]',
+            },
         )
         monkeypatch.setattr(outcome, "_export", lambda *_, **__: open_bundle(bundle))
         monkeypatch.setattr(outcome, "hold_engines", lambda _: ([], True))
         for name in ("_write_card", "_write_curves"):
             monkeypatch.setattr(outcome, name, lambda *_, **__: None)
         places = outcome.Places(bundle, tmp_path / "card", tmp_path / "curves.png")
-        floats = ("backbone.layer1.0.conv1",)
-        return outcome.finish(tmp_path, places, load_split(market), floats=floats), bundle
+        return outcome.finish(tmp_path, places, load_split(market)), bundle
 
     return end
 

@@ -13,7 +13,7 @@ from reidkit.checkpoints.loading import load_foreign
 from reidkit.errors import ConfigError, ModelError, OutputError
 from reidkit.export.weights_file import export_weights
 from reidkit.manifest import Provenance
-from reidkit.models.checkpoint import CheckpointFacts, load_checkpoint, load_ranges, save_checkpoint
+from reidkit.models.checkpoint import CheckpointFacts, load_checkpoint, load_floats, load_ranges, save_checkpoint
 from reidkit.models.model import build_model
 from reidkit.types import InputSpec
 
@@ -55,9 +55,10 @@ def test_out_and_in_again_is_bit_equal(run, tmp_path, suffix):
 def test_ranges_of_a_run_in_eight_bits_come_along(run, tmp_path):
     model, facts = load_checkpoint(run / "model.safetensors")
     ranges = {"backbone.conv1:output": Range(0.0, 2.5)}
-    save_checkpoint(tmp_path / "bits.safetensors", model, facts, ranges=ranges)
+    save_checkpoint(tmp_path / "bits.safetensors", model, facts, ranges=ranges, floats=["backbone.conv1"])
     export_weights(tmp_path / "bits.safetensors", tmp_path / "out.safetensors")
     assert load_ranges(tmp_path / "out.safetensors") == ranges
+    assert load_floats(tmp_path / "out.safetensors") == ("backbone.conv1",)
 
 
 def test_a_wts_file_without_its_description_keeps_every_bit(run, tmp_path):

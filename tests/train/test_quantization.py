@@ -15,7 +15,7 @@ from reidkit.architecture import ResNetSpec
 from reidkit.bundle import Bundle
 from reidkit.calibration import Range
 from reidkit.errors import ConfigError, ModelError, TrainingError
-from reidkit.models.checkpoint import load_checkpoint, load_deployed, load_ranges
+from reidkit.models.checkpoint import load_checkpoint, load_deployed, load_floats, load_ranges
 from reidkit.train.callbacks import Callbacks
 from reidkit.train.loop import train
 from reidkit.train.quantization import Quantization
@@ -51,7 +51,8 @@ def learn(split, bundle, out, recipe=BITS, **options):
 
 def test_a_run_leaves_floats_and_ranges(split, bundle, tmp_path):
     notes = []
-    run = learn(split, bundle, tmp_path / "run", callbacks=Callbacks(on_note=notes.append))
+    rounding = tiny_rounding(floats=("a.layer.in.float",))
+    run = learn(split, bundle, tmp_path / "run", rounding=rounding, callbacks=Callbacks(on_note=notes.append))
     assert (
         "eight bits as tensorrt: ranges of 0 values from the bundle's table, of 11 measured on 12 training crops"
         in notes
@@ -64,6 +65,7 @@ def test_a_run_leaves_floats_and_ranges(split, bundle, tmp_path):
     assert facts.provenance.init == facts.provenance.teacher
     ranges = load_ranges(run.checkpoint)
     assert ranges is not None
+    assert load_floats(run.checkpoint) == rounding.floats
     assert ranges.keys() == {name for layer in tiny_rounding().layers for name in (layer.input, layer.output)} - {None}
     assert all(given.low <= 0 < given.high for given in ranges.values())
     # It has learned, from where the bundle is: before, they agree; now, not far from there.
@@ -233,3 +235,6 @@ def test_ranges_that_nobody_wrote(split, tmp_path):
         ModelError, match=r"x\.safetensors holds ranges that this reidkit did not write\n  got: A range cannot be this"
     ):
         load_ranges(tmp_path / "x.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"reidkit.floats": '{"a": 1}'})
+    with pytest.raises(ModelError, match=r"x\.safetensors holds no layers in float that this reidkit wrote"):
+        load_floats(tmp_path / "x.safetensors")

@@ -85,7 +85,6 @@ def finish(
     split: Split,
     *,
     bundle: bool = True,
-    floats: tuple[str, ...] = (),
     licence: LicenceClass = "unknown",
     device: str = "cpu",
     cached: bool = True,
@@ -100,7 +99,6 @@ def finish(
         places: of the files.
         split: whose query and gallery are measured on, where there are both.
         bundle: without it, there are only the curves.
-        floats: names of layers that a run for eight bits kept in float.
         licence: class of licence of the weights.
         device: that the run was on; accuracy is measured there, too, but that in eight bits on the processor.
         cached: keep what was embedded.
@@ -113,7 +111,7 @@ def finish(
             exported = _export(run, places.bundle, licence, overwrite=overwrite)
     if exported is not None:
         with _apart("the graphs in eight bits", outcome):
-            exported = _quantized(run, exported, split, floats)
+            exported = _quantized(run, exported, split)
         outcome.parities, passed = hold_engines(exported)
         if not passed:
             outcome.status = 1
@@ -154,11 +152,12 @@ def _export(run: Path, path: Path, licence: LicenceClass, *, overwrite: bool) ->
     return exported
 
 
-def _quantized(run: Path, bundle: Bundle, split: Split, floats: tuple[str, ...]) -> Bundle:
+def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
     """The bundle with graphs in eight bits, where the run was for those: the checkpoint has their ranges then."""
-    from reidkit.models.checkpoint import load_ranges
+    from reidkit.models.checkpoint import load_floats, load_ranges
 
-    ranges = load_ranges(run / CHECKPOINT)
+    checkpoint = run / CHECKPOINT
+    ranges = load_ranges(checkpoint)
     if ranges is None:
         return bundle
     from reidkit.deploy.quantize.pictures import pictures_of
@@ -166,7 +165,7 @@ def _quantized(run: Path, bundle: Bundle, split: Split, floats: tuple[str, ...])
 
     with console.progress_bar("seeing what training did not round") as progress:
         table = trained_table(bundle, ranges, pictures_of(split), progress=progress)
-        return quantize(bundle, kept_in_float(table, floats))
+        return quantize(bundle, kept_in_float(table, load_floats(checkpoint)))
 
 
 def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Report | None:

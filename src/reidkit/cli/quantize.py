@@ -162,10 +162,10 @@ def _learned(
     seed: int,
     threads: int | None,
 ) -> Calibration:
-    """The table by the ranges that a run has in its checkpoint."""
+    """The table by what a run has in its checkpoint: its ranges, and the layers that it kept in float."""
     from reidkit.deploy.quantize.calibrate import IMAGES
-    from reidkit.deploy.quantize.quantize import trained_table
-    from reidkit.models.checkpoint import load_ranges
+    from reidkit.deploy.quantize.quantize import kept_in_float, trained_table
+    from reidkit.models.checkpoint import load_floats, load_ranges
 
     checkpoint = checkpoint_file(run)
     learned = load_ranges(checkpoint)
@@ -180,7 +180,7 @@ def _learned(
             fix=f"reid export {run} --out NAME.reid, and quantise that",
         )
     with console.progress_bar("seeing what training did not round") as progress:
-        return trained_table(
+        table = trained_table(
             bundle,
             learned,
             pictures,
@@ -189,6 +189,7 @@ def _learned(
             threads=threads,
             progress=progress,
         )
+    return kept_in_float(table, load_floats(checkpoint))
 
 
 def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":

@@ -149,10 +149,7 @@ def train(
         raise InterruptedRun from None
     if is_follower():
         return
-    floats = () if rounding is None else rounding.floats
-    outcome = finish(
-        out, places, split, bundle=bundle, floats=floats, device=device, cached=cached, overwrite=overwrite
-    )
+    outcome = finish(out, places, split, bundle=bundle, device=device, cached=cached, overwrite=overwrite)
     if outcome.status:
         raise typer.Exit(outcome.status)
 

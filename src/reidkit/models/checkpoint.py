@@ -1,7 +1,7 @@
 """reidkit's own checkpoint: one safetensors file that says itself what it is. Loading it never runs code."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ from reidkit.fitting import misfit
 from reidkit.manifest import CheckpointFacts, read_facts
 from reidkit.models.model import DeployedModel, Network, build_model
 
-_METADATA, _RANGES = "reidkit", "reidkit.ranges"
+_METADATA, _RANGES, _FLOATS = "reidkit", "reidkit.ranges", "reidkit.floats"
 
 
 def save_checkpoint(
-    path: Path | str, model: Network, facts: CheckpointFacts, *, ranges: Mapping[str, Range] | None = None
+    path: Path | str,
+    model: Network,
+    facts: CheckpointFacts,
+    *,
+    ranges: Mapping[str, Range] | None = None,
+    floats: Sequence[str] = (),
 ) -> None:
     """Writes weights and facts, whole or not at all.
 
@@ -33,9 +38,12 @@ def save_checkpoint(
         model: whose weights they are.
         facts: that make it a checkpoint.
         ranges: of a network that was trained in eight bits, by name of the grid.
+        floats: names of the layers that stayed float in that.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    learned = {} if ranges is None else {_RANGES: json.dumps(to_dict(dict(ranges)))}
+    learned = {}
+    if ranges is not None:
+        learned = {_RANGES: json.dumps(to_dict(dict(ranges))), _FLOATS: json.dumps(list(floats))}
     with output_file(path) as temporary:
         save_file(tensors, temporary, {**_metadata(facts), **learned})
 
@@ -71,15 +79,35 @@ def load_ranges(path: Path | str) -> dict[str, Range] | None:
     Raises:
         ModelError: no such file, or it cannot be read.
     """
-    path = Path(path)
-    with _opened(path) as file:
-        described: Any = json.loads((file.metadata() or {}).get(_RANGES, "null"))
+    described = _described(Path(path), _RANGES)
     if described is None:
         return None
     try:
         return {name: from_dict(Range, values, where=f"ranges.{name}") for name, values in described.items()}
     except (ConfigError, AttributeError) as error:
         raise ModelError(f"{path} holds ranges that this reidkit did not write", got=error) from error
+
+
+def load_floats(path: Path | str) -> tuple[str, ...]:
+    """Names of the layers that stayed float when a network was trained in eight bits.
+
+    Raises:
+        ModelError: no such file, or it cannot be read.
+    """
+    described = _described(Path(path), _FLOATS)
+    if described is None:
+        return ()
+    if not isinstance(described, list) or not all(isinstance(name, str) for name in described):
+        raise ModelError(
+            f"{path} holds no layers in float that this reidkit wrote", got=described, expected="a list of names"
+        )
+    return tuple(described)
+
+
+def _described(path: Path, key: str) -> Any:
+    """What a checkpoint's metadata say under a key; None where they say nothing."""
+    with _opened(path) as file:
+        return json.loads((file.metadata() or {}).get(key, "null"))
 
 
 @contextmanager

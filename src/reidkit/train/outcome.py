@@ -63,7 +63,7 @@ class Outcome:
         return {"task": self.task, "init": self.init, "teacher": self.teacher}
 
     def write(self, model: Network | RoundedNetwork, name: str) -> None:
-        """Writes a network, whole or not at all; of one that computes in eight bits the floats, and its ranges.
+        """Writes a network, whole or not at all; of one that computes in eight bits that of floats, with ranges.
 
         Raises:
             TrainingError: weights that are not finite; an earlier checkpoint stays.
@@ -82,8 +82,10 @@ class Outcome:
         )
         facts = CheckpointFacts(self.spec, self.recipe.input, self.task, provenance, self.identities)
         try:
-            ranges = trained_ranges(model) if isinstance(model, RoundedNetwork) else None
-            save_checkpoint(self.folder / name, float_network(model), facts, ranges=ranges)
+            ranges, floats = None, ()
+            if isinstance(model, RoundedNetwork):
+                ranges, floats = trained_ranges(model), model.floats
+            save_checkpoint(self.folder / name, float_network(model), facts, ranges=ranges, floats=floats)
         except SafetensorError as error:  # which is how it tells of a full disk
             raise OutputError(
                 f"Cannot write {self.folder / name}",

@@ -45,6 +45,7 @@ class RoundedNetwork(nn.Module):
     Attributes:
         network: of floats.
         engine: that is imitated.
+        floats: names of layers that stay float on purpose.
         given: names of the grids whose first range was given.
         rate: share of the way towards what is seen that ranges take in a step of training.
 
@@ -59,6 +60,7 @@ class RoundedNetwork(nn.Module):
         places = rounded_values(traced, rounding)
         self.network = network
         self.engine = rounding.engine
+        self.floats = rounding.floats
         self._heads = tuple(zip(traced.heads, traced.wholes, strict=True))
         self._weights = tuple(traced.names.values())
         self._grids = {name: _key(name) for name in dict.fromkeys(name for name, _ in places.values())}
