@@ -10,9 +10,11 @@ from reidkit.bundle import open_bundle
 from reidkit.calibration import Range
 from reidkit.cli import outcome, train
 from reidkit.data import load_split
+from reidkit.deploy import verify
 from reidkit.deploy.quantize import quantize
 from reidkit.deploy.quantize.pictures import pictures_of
 from reidkit.errors import DataError
+from small_bundle import sign
 
 
 def test_without_a_bundle_it_says_what_to_do(run, market, tmp_path):
@@ -90,8 +92,9 @@ def test_what_its_table_says_counts_in_training(run, market, tmp_path, quantized
 def ended(monkeypatch, tiny_bundle, market, tmp_path):
     """The end of a run whose export is a copy of a bundle, without engines, card and curves."""
 
-    def end():
+    def end(tolerance=(10.0, -1.0), engine="cpu"):
         bundle = shutil.copytree(tiny_bundle, tmp_path / "bits.reid")
+        sign(bundle, {"provenance": {"recipe": {"quantization": {"engine": engine}}}})
         save_file(
             {"x": torch.zeros(1)},
             tmp_path / "model.safetensors",
@@ -102,6 +105,7 @@ def ended(monkeypatch, tiny_bundle, market, tmp_path):
         )
         monkeypatch.setattr(outcome, "_export", lambda *_, **__: open_bundle(bundle))
         monkeypatch.setattr(outcome, "hold_engines", lambda _: ([], True))
+        monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(*tolerance))
         for name in ("_write_card", "_write_curves"):
             monkeypatch.setattr(outcome, name, lambda *_, **__: None)
         places = outcome.Places(bundle, tmp_path / "card", tmp_path / "curves.png")
@@ -123,10 +127,25 @@ def test_ranges_become_graphs_whose_accuracy_is_measured_too(run, ended, capsys)
     assert accuracy[0].mAP == made.report.mean_ap
     assert out.count("onnxruntime int8") == 1
     assert out.count("recorded in ") == 2
+    assert [(row.runtime, row.passed) for row in made.parities] == [("graph for tensorrt", True)]
     status, described, _ = run("info", bundle)
     assert status == 0
     assert "measured (onnxruntime) " in described
     assert "measured (onnxruntime int8) " in described
+
+
+def test_a_graph_for_tensorrt_that_comes_out_wrong_is_told(ended, capsys):
+    made, bundle = ended(tolerance=(0.0, 1.0))
+    assert made.status == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{bundle.name} is not verified: its graph for TensorRT does not give what PyTorch gave" in told
+    assert "graph for processors" not in told
+
+
+def test_of_which_graph_the_accuracy_is_where_training_was_for_the_other(ended, capsys):
+    ended(engine="tensorrt")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "is of the graph for processors, and training was for TensorRT: `reid evaluate " in told
 
 
 def test_accuracy_in_floats_stays_where_that_in_eight_bits_cannot_be_had(ended, monkeypatch, capsys):

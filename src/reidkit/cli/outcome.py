@@ -1,5 +1,6 @@
 """What a training ends with beside its checkpoint: a verified bundle, its accuracy, its card, and curves."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from reidkit.cli import console
 from reidkit.cli.evaluate import print_reports, record_measured
 from reidkit.cli.extras import explained
 from reidkit.cli.measuring import Settings, check_ranking, measure
-from reidkit.cli.verify import hold_engines
+from reidkit.cli.verify import hold_engines, hold_tensorrt_graph
 from reidkit.deploy.verify import Parity
 from reidkit.errors import ConfigError, OutputError, ReidkitError
 from reidkit.evaluate import Report
@@ -116,6 +117,9 @@ def finish(
         if not passed:
             outcome.status = 1
             console.warn(f"{places.bundle} is not verified: an engine above does not give what PyTorch gave")
+        if exported.calibration is not None:
+            with _apart("the check of the graph for TensorRT", outcome):
+                _hold_tensorrt_graph(exported, outcome)
         with _apart("the accuracy", outcome):
             outcome.report = _measure(exported, split, device, cached=cached)
         if outcome.report is not None and exported.calibration is not None:
@@ -168,6 +172,14 @@ def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
         return quantize(bundle, kept_in_float(table, load_floats(checkpoint)))
 
 
+def _hold_tensorrt_graph(bundle: Bundle, outcome: Outcome) -> None:
+    row = hold_tensorrt_graph(bundle)
+    outcome.parities.append(row)
+    if not row.passed:
+        outcome.status = 1
+        console.warn(f"{bundle.path} is not verified: its graph for TensorRT does not give what PyTorch gave")
+
+
 def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Report | None:
     if not split.query or not split.gallery:
         console.say(f"accuracy is not measured: {split.root} has no query and gallery")
@@ -180,8 +192,16 @@ def _measure(bundle: Bundle, split: Split, device: str, *, cached: bool) -> Repo
 
 
 def _measure_rounded(bundle: Bundle, split: Split, *, cached: bool) -> Report:
-    """In eight bits, where every machine can: on the processor."""
-    return _recorded(bundle, split, "onnxruntime", Settings(device="cpu", precision="int8", cached=cached))
+    """In eight bits, where every machine can: on the processor; says so where that is not what was trained for."""
+    report = _recorded(bundle, split, "onnxruntime", Settings(device="cpu", precision="int8", cached=cached))
+    quantization = (bundle.manifest.provenance.recipe or {}).get("quantization") or {}
+    if quantization.get("engine") == "tensorrt":
+        places = f"{shlex.quote(str(bundle.path))} --data {shlex.quote(str(split.root))}"
+        console.warn(
+            "this accuracy in eight bits, which the card has, is of the graph for processors, and training was for "
+            f"TensorRT: `reid evaluate {places} --runtime tensorrt --precision int8 --record` measures that"
+        )
+    return report
 
 
 def _recorded(bundle: Bundle, split: Split, runtime: RuntimeName, settings: Settings) -> Report:

@@ -11,7 +11,7 @@ from reidkit.cli import console, options
 from reidkit.cli.measuring import Settings, check_ranking
 from reidkit.cli.outputs import check_outputs, check_writable
 from reidkit.cli.pictures import read_pictures
-from reidkit.cli.verify import hold_engines, int8_engines, print_parity
+from reidkit.cli.verify import hold_engines, hold_tensorrt_graph, int8_engines
 from reidkit.data import is_data_set, load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, TOLERANCES, Parity
 from reidkit.errors import ConfigError
@@ -100,7 +100,7 @@ def quantize(
     split = _to_search_on(data, search, plot, keep_float, max_map_drop, data_format, variant)
     if calibration is None and split is None:
         options.refuse_idle({"--format": data_format, "--variant": variant}, "without --calibration or --data")
-    from reidkit.deploy.quantize.quantize import check_tensorrt_graph, kept_in_float, read_table
+    from reidkit.deploy.quantize.quantize import kept_in_float, read_table
     from reidkit.deploy.quantize.quantize import quantize as put_in  # all of which need onnx
 
     if calibration is None:
@@ -120,9 +120,7 @@ def quantize(
     opened = put_in(opened, table)
     _tell(opened, table)
     rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
-    with console.spinner("verifying the graph for TensorRT on ONNX Runtime"):
-        rows = [*rows, check_tensorrt_graph(opened)]
-    print_parity(rows[-1:])
+    rows = [*rows, hold_tensorrt_graph(opened)]
     if not (passed and rows[-1].passed):
         raise typer.Exit(1)
     return rows

@@ -147,6 +147,16 @@ def hold_engines(
     return [row for row in rows if isinstance(row, Parity)], passed
 
 
+def hold_tensorrt_graph(bundle: Bundle) -> Parity:
+    """Checks the graph that TensorRT builds int8 from, without TensorRT, and prints how near it comes."""
+    from reidkit.deploy.quantize.quantize import check_tensorrt_graph  # needs onnx
+
+    with console.spinner("verifying the graph for TensorRT on ONNX Runtime"):
+        row = check_tensorrt_graph(bundle)
+    print_parity([row])
+    return row
+
+
 def _compare(
     bundle: Bundle, split: Split, rows: Sequence[Parity], settings: Settings, max_drop: float
 ) -> list[tuple[Way, Agreement]]:
