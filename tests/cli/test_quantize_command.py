@@ -86,9 +86,14 @@ def test_a_plain_folder_will_do(run, bundle, market):
 
 def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch):
     monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
-    status, out, _ = run("quantize", bundle, "--calibration", market)
+    status, out, err = run("quantize", bundle, "--calibration", market, "--images", 4)
     assert status == 1
     assert out.count("FAILED") == 3
+    told = "tiny.reid now has int8 graphs that fail"
+    assert f"{told}: quantise it again with --search" in " ".join(err.split())
+    status, _, err = run("quantize", bundle)
+    assert status == 1
+    assert f"{told}, in place of earlier ones: quantise" in " ".join(err.split())
 
 
 @pytest.mark.usefixtures("_tolerant")

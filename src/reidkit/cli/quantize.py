@@ -117,11 +117,16 @@ def quantize(
     if split is not None:
         drop = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
         table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))
+    instead = "" if opened.calibration is None else ", in place of earlier ones"
     opened = put_in(opened, table)
     _tell(opened, table)
     rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
     rows = [*rows, hold_tensorrt_graph(opened)]
     if not (passed and rows[-1].passed):
+        console.warn(
+            f"{opened.path.name} now has int8 graphs that fail{instead}: quantise it again with --search, with other "
+            "pictures (--calibration) or another --method"
+        )
         raise typer.Exit(1)
     return rows
 
