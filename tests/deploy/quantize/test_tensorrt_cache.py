@@ -19,7 +19,7 @@ def table(**ranges):
 
 
 def test_a_step_is_the_peak_by_127_in_hexadecimal():
-    data = calibration_cache(table(x=Range(-1.0, 127.0), **{"a/b:0": Range(-2.54, 1.0)}))
+    data = calibration_cache(table(x=Range(-1.0, 127.0), **{"a/b:0": Range(-2.54, 1.0)}), {"x", "a/b:0"})
     assert data == b"TRT-8600-EntropyCalibration2\nx: 3f800000\na/b:0: 3ca3d70a\n"
     header, steps = read(data)
     assert header == "TRT-8600-EntropyCalibration2"
@@ -27,4 +27,5 @@ def test_a_step_is_the_peak_by_127_in_hexadecimal():
 
 
 def test_what_has_no_step_is_left_out():
-    assert read(calibration_cache(table(x=Range(0.0, 0.0), y=Range(0.0, 1e-45), z=Range(-1.0, 0.0))))[1].keys() == {"z"}
+    some = table(w=Range(-1.0, 0.0), x=Range(0.0, 0.0), y=Range(0.0, 1e-45), z=Range(-1.0, 0.0))
+    assert read(calibration_cache(some, {"x", "y", "z"}))[1].keys() == {"z"}

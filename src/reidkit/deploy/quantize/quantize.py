@@ -40,7 +40,8 @@ def quantize(bundle: Bundle, table: Calibration) -> Bundle:
     check_table(bundle, table)
     files = {name: _serialized(model, kind, table) for kind, name in INT8_MODELS.items()}
     files[CALIBRATION] = calibration_bytes(table)
-    files[CALIBRATION_CACHE] = calibration_cache(table)
+    rounded = place(model, "tensorrt", floats=table.floats).owners
+    files[CALIBRATION_CACHE] = calibration_cache(table, rounded)
     return replace_files(bundle, files, stale="int8")
 
 
