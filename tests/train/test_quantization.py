@@ -20,7 +20,7 @@ from reidkit.train.callbacks import Callbacks
 from reidkit.train.loop import train
 from reidkit.train.quantization import Quantization
 from reidkit.train.recipe import Recipe, Stage, load_recipe
-from reidkit.train.settings import IdentityLoss, Loss, Optim, TripletLoss, Validation
+from reidkit.train.settings import DistillationLoss, IdentityLoss, Loss, Optim, TripletLoss, Validation
 from reidkit.types import InputSpec
 
 pytestmark = pytest.mark.usefixtures("narrow_networks")
@@ -28,7 +28,11 @@ pytestmark = pytest.mark.usefixtures("narrow_networks")
 BITS = replace(
     RECIPE,
     quantization=Quantization("tensorrt", momentum=0.5, freeze_after=0.5, images=12),
-    loss=Loss(identity=IdentityLoss(weight=0.0), triplet=TripletLoss(margin="soft")),
+    loss=Loss(
+        identity=IdentityLoss(weight=0.0),
+        triplet=TripletLoss(margin="soft"),
+        distillation=DistillationLoss(weight=0.0),
+    ),
     optim=Optim(epochs=0.7, lr=1e-3, warmup_epochs=0.0, ema=0.5),
 )
 """Four steps."""
@@ -57,7 +61,8 @@ def test_a_run_leaves_floats_and_ranges(split, bundle, tmp_path):
         "eight bits as tensorrt: ranges of 0 values from the bundle's table, of 11 measured on 12 training crops"
         in notes
     )
-    assert any(note.startswith("teacher: a bundle has no classifier") for note in notes)  # the bundle teaches itself
+    # The bundle teaches itself.
+    assert "teacher: only relations are copied, as loss.distillation.weight is 0" in notes
     assert all(float(row["relations"]) > 0 for row in log_rows(tmp_path / "run"))
 
     model, facts = load_checkpoint(run.checkpoint)
@@ -129,7 +134,8 @@ def test_the_recipes_that_come_along_take_what_the_bundle_has(engine):
     recipe = load_recipe(f"qat-{engine}", begins_with=(model, input_))
     assert (recipe.model, recipe.input) == (model, input_)
     assert recipe.quantization == Quantization(engine)
-    assert recipe.loss.identity.weight == 0
+    assert recipe.loss.identity.weight == recipe.loss.distillation.weight == 0
+    assert recipe.loss.distillation.relation_weight > 0
     assert recipe.optim.epochs <= 10
     told = load_recipe(f"qat-{engine}", overrides=["input.height=128"], begins_with=(model, input_))
     assert told.input == replace(input_, height=128)

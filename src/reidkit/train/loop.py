@@ -137,7 +137,9 @@ def train(
         check_origin(state, outcome.origin)
     outcome.check_room(model)
     if tutor is not None:
-        notes += [f"teacher: {tutor.note}", *tutor.assumptions]
+        scored = recipe.loss.distillation.weight > 0
+        said = tutor.note if scored else "only relations are copied, as loss.distillation.weight is 0"
+        notes += [f"teacher: {said}", *tutor.assumptions]
     crops = [crop.path for crop in (*learned, *(() if examination is None else examination.crops))]
     with team.leader_first():  # the others find what the cache kept
         pixels = load_crops(crops, recipe.input, folder=cache, progress=callbacks.on_decode)
