@@ -118,11 +118,18 @@ def test_the_fewest_layers_are_found(run, bundle, market, tmp_path):
             "--skip-unreadable would change nothing beside --ranges to do: leave out --skip-unreadable",
         ),
         (["--calibration", "MARKET", "--percentile", "99"], "--percentile would change nothing of --method minmax"),
-        (["--calibration", "MARKET", "--method", "percentile", "--percentile", "40"], "The percentile is out of range"),
+        # Both before a picture is looked for.
+        (
+            ["--calibration", "nowhere", "--method", "percentile", "--percentile", "40"],
+            "The percentile is out of range got: 40.0",
+        ),
+        (
+            ["--calibration", "nowhere", "--keep-float", "backbone.conv9"],
+            "Unknown layer to keep in float: 'backbone.conv9' expected: one of backbone.conv1, backbone.layer1.0.conv1",
+        ),
         (["--calibration", "MARKET", "--images", "1"], "Too few images to calibrate with"),
         (["--calibration", "MARKET", "--images", "0"], "Too few images to calibrate with got: 0 expected: 2 or more"),
         (["--calibration", "nowhere"], "nowhere"),
-        (["--calibration", "MARKET", "--keep-float", "backbone.conv9"], "no such layer to keep in float"),
         (["--calibration", "MARKET", "--search"], "--search measures on a data set"),
         (
             ["--calibration", "MARKET", "--search", "--data", "nowhere", "--plot", "MARKET/blocks.jpg"],

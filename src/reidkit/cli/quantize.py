@@ -103,6 +103,7 @@ def quantize(
     from reidkit.deploy.quantize.quantize import kept_in_float, read_table
     from reidkit.deploy.quantize.quantize import quantize as put_in  # all of which need onnx
 
+    _check_before_pictures(opened, percentile, keep_float)
     if calibration is None:
         table = read_table(opened)
     else:
@@ -155,6 +156,18 @@ def _to_search_on(
     split = load_split(data, data_format, variant=variant)
     check_ranking(split, Settings())
     return split
+
+
+def _check_before_pictures(bundle: Bundle, percentile: float | None, keep_float: list[str] | None) -> None:
+    """Refuses what would only be found wrong when all pictures were seen."""
+    from reidkit.deploy.quantize.calibrate import quantizable_graph
+    from reidkit.deploy.quantize.placement import place
+    from reidkit.deploy.quantize.ranges import check_percentile
+
+    if percentile is not None:
+        check_percentile(percentile)
+    if keep_float is not None:
+        place(quantizable_graph(bundle), "cpu", floats=keep_float)
 
 
 def _learned(

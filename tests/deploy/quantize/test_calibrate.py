@@ -122,7 +122,7 @@ def test_ranges_of_training_come_before_what_was_seen(bundle, pictures):
 
 def test_a_table_of_layers_that_are_not_there(bundle, pictures):
     observed = observe(bundle, pictures, images=4, threads=1)
-    with pytest.raises(ModelError, match="no such layer to keep in float\n  got: three"):
+    with pytest.raises(ConfigError, match="Unknown layer to keep in float: 'three'"):
         calibration_of(bundle, observed, "minmax", floats=["three"])
 
 

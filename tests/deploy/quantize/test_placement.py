@@ -11,7 +11,7 @@ from reidkit.deploy.graph_cleanup import cleaned
 from reidkit.deploy.graph_links import Links
 from reidkit.deploy.network.onnx_layers import onnx_network
 from reidkit.deploy.quantize.placement import place, quantizable_layers, rounded_layers
-from reidkit.errors import ModelError
+from reidkit.errors import ConfigError, ModelError
 from rounded_graphs import graph, node
 
 RNG = np.random.default_rng(0)
@@ -281,8 +281,11 @@ def test_layers_to_keep_in_float():
     placement = place(model, "cpu", floats=["one", "last"])
     assert [layer.name for layer in placement.layers] == ["stem", "two"]
     assert set(placement.owners) == {*"xacd"}
-    with pytest.raises(ModelError, match=r"no such layer to keep in float\n  got: four, three$"):
-        place(model, "tensorrt", floats=["three", "one", "four"])
+    with pytest.raises(ConfigError) as caught:
+        place(model, "tensorrt", floats=["three", "one", "lost"])
+    assert str(caught.value) == (
+        "Unknown layer to keep in float: 'lost'\n  expected: one of stem, one, two, last\n  to do: did you mean 'last'?"
+    )
     with pytest.raises(ModelError, match=r"Nothing is left to quantise\n  got: every layer is to stay float"):
         place(model, "cpu", floats=["stem", "one", "two", "last"])
 

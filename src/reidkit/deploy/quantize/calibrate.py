@@ -182,8 +182,8 @@ def calibration_of(
 
     Raises:
         BundleError: they were observed on another graph.
-        ConfigError: as `range_of`; or learned ranges and another method.
-        ModelError: as `quantizable_graph`, or there is no such layer.
+        ConfigError: as `range_of` and `place`; or learned ranges and another method.
+        ModelError: as `quantizable_graph`, or no layer is left.
     """
     if observed.graph != bundle.manifest.files[MODEL]:
         raise other_graph(bundle, observed.graph)

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from reidkit.calibration import EngineKind, RoundedLayer
 from reidkit.deploy.graph_links import Links, ValueType, attribute, is_point, positionless, value_table
-from reidkit.errors import ModelError
+from reidkit.errors import ModelError, unknown_name
 from reidkit.onnx_file import is_standard
 
 PLACEMENT = 1
@@ -123,11 +123,13 @@ def place(model: onnx.ModelProto, kind: EngineKind, *, floats: Collection[str] =
         floats: names of layers that stay float.
 
     Raises:
-        ModelError: as `quantizable_layers`; or no layer of such a name, or none is left.
+        ConfigError: no layer of such a name.
+        ModelError: as `quantizable_layers`; or no layer is left.
     """
     layers = quantizable_layers(model)
-    if unknown := sorted(set(floats) - {layer.name for layer in layers}):
-        raise ModelError("The graph has no such layer to keep in float", got=", ".join(unknown))
+    names = dict.fromkeys(layer.name for layer in layers)
+    if unknown := sorted(set(floats) - names.keys()):
+        raise unknown_name("layer to keep in float:", unknown[0], names)
     layers = tuple(layer for layer in layers if layer.name not in floats)
     if not layers:
         raise ModelError("Nothing is left to quantise", got="every layer is to stay float", fix="keep fewer in float")

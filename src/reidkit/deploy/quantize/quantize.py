@@ -33,6 +33,7 @@ def quantize(bundle: Bundle, table: Calibration) -> Bundle:
 
     Raises:
         BundleError: the table is of another graph or an older placement; or the bundle was replaced meanwhile.
+        ConfigError: it keeps a layer in float that the graph has not.
         ModelError: the graph cannot be quantised, or the table lacks something.
         OutputError: the bundle cannot be written to.
     """

@@ -36,8 +36,7 @@ def range_of(seen: Histogram, method: Method, *, percentile: float = PERCENTILE)
     Source:
         entropy: S. Migacz, 8-bit inference with TensorRT, GTC 2017; zeros are left out, as every grid holds them.
     """
-    if not 50 < percentile <= 100:
-        raise ConfigError("The percentile is out of range", got=percentile, expected="above 50, up to 100")
+    check_percentile(percentile)
     if method == "qat":
         raise ConfigError("Ranges of quantisation-aware training come from training", fix="choose another method")
     if seen.low == seen.high:
@@ -49,6 +48,16 @@ def range_of(seen: Histogram, method: Method, *, percentile: float = PERCENTILE)
     cut: dict[str, Callable[[Histogram], float]] = {"entropy": _entropy, "mse": _least_error}
     peak = cut[method](seen)
     return Range(max(seen.low, -peak), min(seen.high, peak))
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuses a share that leaves nothing or more than all inside: asked first, it spares the pictures.
+
+    Raises:
+        ConfigError: it is not above 50 and up to 100, percent.
+    """
+    if not 50 < percentile <= 100:
+        raise ConfigError("The percentile is out of range", got=percentile, expected="above 50, up to 100")
 
 
 def _percentile(seen: Histogram, percentile: float) -> Range:
