@@ -185,6 +185,7 @@ def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):
     status, _, err = run("quantize", bundle, "--calibration", broken)
     assert status == 2
     assert first.name in err
+    assert "to do: --skip-unreadable takes other pictures for such; or replace or remove the file" in err
     status, out, err = run("quantize", bundle, "--calibration", broken, "--skip-unreadable")
     assert status == 0, err
     assert "ranges seen on 11 pictures" in out

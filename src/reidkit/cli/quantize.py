@@ -14,7 +14,7 @@ from reidkit.cli.pictures import read_pictures
 from reidkit.cli.verify import hold_engines, hold_tensorrt_graph, int8_engines
 from reidkit.data import is_data_set, load_split
 from reidkit.deploy.verify import MAX_MAP_DROP, TOLERANCES, Parity
-from reidkit.errors import ConfigError
+from reidkit.errors import ConfigError, ImageError
 from reidkit.manifest import checkpoint_file
 from reidkit.types import Split, Subset
 
@@ -224,16 +224,20 @@ def _observed(
 ) -> "Observed":
     from reidkit.deploy.quantize.calibrate import FEW, IMAGES, observe
 
-    with console.progress_bar("calibrating") as progress:
-        observed = observe(
-            bundle,
-            pictures,
-            images=IMAGES if images is None else images,
-            seed=seed,
-            skip_unreadable=skip,
-            threads=threads,
-            progress=progress,
-        )
+    try:
+        with console.progress_bar("calibrating") as progress:
+            observed = observe(
+                bundle,
+                pictures,
+                images=IMAGES if images is None else images,
+                seed=seed,
+                skip_unreadable=skip,
+                threads=threads,
+                progress=progress,
+            )
+    except ImageError as error:
+        fix = "--skip-unreadable takes other pictures for such" + (f"; or {error.fix}" if error.fix else "")
+        raise ImageError(error.problem, got=error.got, expected=error.expected, fix=fix) from error
     console.warn_unreadable(observed.unreadable)
     console.say(f"ranges seen on {len(observed.pictures)} pictures of {observed.dataset}, {observed.source}")
     if len(observed.pictures) < FEW:
