@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 from safetensors.numpy import save_file
 
+import quantizable_bundle
 from reidkit.bundle import file_sha256, open_bundle
-from reidkit.calibration import Range, parse_calibration
+from reidkit.calibration import Calibration, Range, parse_calibration
+from reidkit.cli import quantize
 from reidkit.deploy import verify
+from reidkit.deploy.quantize import sensitivity
+from reidkit.types import Split
 from small_bundle import sign
 
 
@@ -103,8 +110,35 @@ def test_the_fewest_layers_are_found(run, bundle, market, tmp_path):
     assert status == 0, err
     assert "backbone.layer1.0" in out
     assert "no layer has to stay float" in out
+    assert "The choice was made" not in out
     assert (tmp_path / "blocks.png").read_bytes().startswith(b"\x89PNG")
     assert table_of(bundle).floats == ()
+
+
+@pytest.mark.parametrize(
+    ("floats", "drop", "met", "text"),
+    [
+        (
+            ["a"],
+            -0.0044,
+            True,
+            "1 layer stays float, 25.0 % of the work: 0.44 points of 90.00 are gained where 0.5 may be lost, mean "
+            "cosine 0.9900 where 0.97 has to be The choice was made by folder made up: accuracy on it is flattered",
+        ),
+        (["a", "b"], 0.004, True, "2 layers stay float, 25.0 % of the work: 0.40 points of 90.00 are lost where 0.5"),
+        (["a"], 0.4, False, "no choice of layers meets it: with 1 in float, 40.00 points of 90.00 are lost where 0.5"),
+    ],
+)
+def test_what_a_search_has_found_is_said(floats, drop, met, text, tmp_path, monkeypatch, capsys):
+    small, table = quantizable_bundle.write(tmp_path / "small.reid"), Calibration("0" * 64, 1, "minmax", {}, {})
+    rounded = SimpleNamespace(error=0.1, mean_ap=0.8)
+    agreement = SimpleNamespace(mean_cosine=0.99)
+    chosen = SimpleNamespace(floats=tuple(floats), drop=drop, agreement=agreement)
+    found = SimpleNamespace(rounded=rounded, groups=(), chosen=chosen, mean_ap=0.9, float_share=0.25, met=met)
+    monkeypatch.setattr(sensitivity, "search", lambda *_, **__: found)
+    with nullcontext() if met else pytest.raises(typer.Exit):
+        quantize._searched(small, table, Split("folder", tmp_path / "made up"), 0.005, None, None)
+    assert text in " ".join("".join(capsys.readouterr()).split())
 
 
 @pytest.mark.parametrize(

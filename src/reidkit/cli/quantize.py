@@ -282,12 +282,16 @@ def _searched(
     console.out.print(rows)
     floats = found.chosen.floats
     agreement = found.chosen.agreement
+    allowed = f"lost where {100 * drop:g} may be"
+    if found.chosen.drop < 0:
+        allowed = f"gained where {100 * drop:g} may be lost"
     lost = (
-        f"{100 * found.chosen.drop:.2f} points of {100 * found.mean_ap:.2f} are lost where {100 * drop:g} may be, "
+        f"{100 * abs(found.chosen.drop):.2f} points of {100 * found.mean_ap:.2f} are {allowed}, "
         f"mean cosine {agreement.mean_cosine:.4f} where {TOLERANCES['int8'].cosine:g} has to be"
     )
     if floats and found.met:
-        console.say(f"{len(floats)} layers stay float, {100 * found.float_share:.1f} % of the work: {lost}")
+        stay = "1 layer stays" if len(floats) == 1 else f"{len(floats)} layers stay"
+        console.say(f"{stay} float, {100 * found.float_share:.1f} % of the work: {lost}")
     elif found.met:
         console.say(f"no layer has to stay float: {lost}")
     if plot is not None:
@@ -305,7 +309,8 @@ def _searched(
     if not found.met:
         console.warn(f"no choice of layers meets it: with {len(floats)} in float, {lost}. The bundle is as it was")
         raise typer.Exit(1)
-    console.say(f"The choice was made by {split.name}: accuracy on it is flattered")
+    if floats:
+        console.say(f"The choice was made by {split.name}: accuracy on it is flattered")
     return floats
 
 
