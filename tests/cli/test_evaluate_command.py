@@ -172,6 +172,7 @@ _CROPS = "7 query and 7 gallery crops\n  expected:"
     [
         ([], _WHAT),
         (["BUNDLE"], _WHAT),
+        ([*_MEASURED, "--hint", "throughput"], "onnxruntime knows no hint\n  got: hint throughput\n"),
         (
             [*_MEASURED, "--memory", "much"],
             "Cannot read --memory\n  got: much\n  expected: a number and a unit, such as 1GiB or 512MiB\n",
@@ -231,6 +232,7 @@ _CROPS = "7 query and 7 gallery crops\n  expected:"
                 ["BUNDLE"],
                 *(["--data", "MARKET"], ["--runtime", "onnxruntime"], ["--tta", "flip"], ["--device", "cuda"]),
                 *(["--batch", "3"], ["--workers", "2"], ["--skip-unreadable"], ["--no-cache"], ["--record"]),
+                *(["--threads-per-call", "1"], ["--hint", "latency"], ["--optimization", "all"]),
                 *(["--format", "market1501"], ["--variant", "labeled"]),
             )
         ),

@@ -232,3 +232,20 @@ def test_rebuild_is_idle_where_nothing_is_opened(run, tmp_path):
     status, _, err = run("evaluate", "--embeddings", tmp_path / "a.npz", tmp_path / "b.npz", "--rebuild")
     assert status == 2
     assert "--rebuild would change nothing beside --embeddings" in err
+
+
+@pytest.mark.parametrize(
+    ("runtime", "given", "expected"),
+    [
+        ("onnxruntime", ["--optimization", "basic"], {"optimization": "basic", "threads": 1}),
+        ("openvino", ["--hint", "throughput"], {"hint": "throughput", "threads": 1}),
+    ],
+)
+def test_evaluate_and_embed_tune_the_engine(run, tiny_bundle, market, tmp_path, monkeypatch, runtime, given, expected):
+    asked = []
+    load = opening.load
+    monkeypatch.setattr(opening, "load", lambda *engine, **options: asked.append(options) or load(*engine, **options))
+    for arguments in (["evaluate"], ["embed", "--out", tmp_path / "e.npz"]):
+        told = ["--runtime", runtime, "--threads-per-call", 1, *given]
+        assert run(*arguments, tiny_bundle, "--data", market, *told)[0] == 0
+    assert [options.items() >= expected.items() for options in asked] == [True, True]

@@ -8,7 +8,7 @@ import typer
 from reidkit.atomic import output_file
 from reidkit.bundle import open_bundle
 from reidkit.cli import console, options
-from reidkit.cli.opening import open_embedder
+from reidkit.cli.opening import Tuning, open_embedder
 from reidkit.cli.pictures import Pictures, read_pictures
 from reidkit.data import load_split
 from reidkit.errors import ConfigError, DataError
@@ -28,6 +28,9 @@ def embed(
     runtime: options.Runtime = "onnxruntime",
     device: options.Device = None,
     precision: options.PrecisionOption = None,
+    threads_per_call: options.ThreadsPerCall = None,
+    hint: options.HintOption = None,
+    optimization: options.OptimizationOption = None,
     rebuild: options.Rebuild = False,
     batch: options.BatchSize = 32,
     workers: options.Workers = None,
@@ -44,11 +47,13 @@ def embed(
     """
     check_format(out)
     arithmetic = options.parse_precision(precision)
+    tuning = Tuning(threads_per_call, hint, optimization)
+    tuning.check([runtime])
     opened = open_bundle(bundle)
     pictures = _pictures(images, data, subset, data_format, variant)
     texts = [str(crop.path) for crop in pictures.crops]
     check_names(out, [*texts, *pictures.pid_names.values(), *pictures.camera_names.values()])
-    embedder = open_embedder(opened, runtime, device=device, precision=arithmetic, rebuild=rebuild)
+    embedder = open_embedder(opened, runtime, device=device, precision=arithmetic, rebuild=rebuild, tuning=tuning)
     with output_file(out) as temporary:  # first of all: a place that cannot be written to costs no embedding
         with console.progress_bar("embedding") as progress:
             embedded = embed_crops(

@@ -19,6 +19,7 @@ from reidkit.cli.measuring import (
     model_names,
     rank_embeddings,
 )
+from reidkit.cli.opening import Tuning
 from reidkit.cli.outputs import check_outputs, check_writable, require_libraries, write_each, write_json
 from reidkit.errors import ConfigError, DataError
 from reidkit.evaluate import FALSE_POSITIVE_RATES, RANKS, EmbeddedBy, Report
@@ -48,6 +49,9 @@ def evaluate(
     ] = None,
     device: options.Device = None,
     precision: options.PrecisionOption = None,
+    threads_per_call: options.ThreadsPerCall = None,
+    hint: options.HintOption = None,
+    optimization: options.OptimizationOption = None,
     rebuild: options.Rebuild = False,
     protocol: options.ProtocolOption = None,
     metric: options.MetricName = "cosine",
@@ -83,6 +87,7 @@ def evaluate(
         device=device,
         precision=options.parse_precision(precision),
         rebuild=rebuild,
+        tuning=Tuning(threads_per_call, hint, optimization),
         batch=batch,
         workers=workers,
         skip_unreadable=skip_unreadable,
@@ -128,13 +133,16 @@ def evaluate(
     return reports
 
 
-def _of_embedding(settings: Settings) -> dict[str, bool]:
+def _of_embedding(settings: Settings) -> dict[str, object]:
     """The options of embedding, and whether each asks for something unusual."""
     usual = Settings()
     return {
         "--tta": settings.tta != usual.tta,
         "--device": settings.device != usual.device,
         "--precision": settings.precision != usual.precision,
+        "--threads-per-call": settings.tuning.threads is not None,
+        "--hint": settings.tuning.hint,
+        "--optimization": settings.tuning.optimization,
         "--rebuild": settings.rebuild,
         "--batch": settings.batch != usual.batch,
         "--workers": settings.workers != usual.workers,
@@ -154,6 +162,7 @@ def _of_models(
 ) -> list[_Measured]:
     """Every model on every data set with every engine, once all that can be refused early was not."""
     runtimes = options.each_of(RUNTIMES, list(dict.fromkeys(runtime)), what="runtime")
+    settings.tuning.check(runtimes)
     bundles = [open_bundle(path) for path in {path.resolve(): path for path in paths}.values()]
     for split in splits:
         check_ranking(split, settings)

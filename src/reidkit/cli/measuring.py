@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reidkit.bundle import Bundle
 from reidkit.cli import console
-from reidkit.cli.opening import open_embedder
+from reidkit.cli.opening import Tuning, open_embedder
 from reidkit.data import load_split
 from reidkit.data.loading import VARIANT_FORMATS
 from reidkit.errors import ConfigError, DataError
@@ -42,6 +42,7 @@ class Settings:
         device: in the engine's own words.
         precision: of the engine's arithmetic; None takes what there is.
         rebuild: build an engine again that does not fit.
+        tuning: threads and the options of one engine.
         batch: crops a call of the engine.
         workers: that decode.
         skip_unreadable: leave out pictures that cannot be decoded.
@@ -58,6 +59,7 @@ class Settings:
     device: str | None = None
     precision: Precision | None = None
     rebuild: bool = False
+    tuning: Tuning = Tuning()
     batch: int = 32
     workers: int | None = None
     skip_unreadable: bool = False
@@ -232,7 +234,12 @@ def embed(
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, EmbeddedBy]:
     """Query and gallery of a split, embedded by one model on one engine; and what made them. See `measure`."""
     embedder = open_embedder(
-        bundle, runtime, device=settings.device, precision=settings.precision, rebuild=settings.rebuild
+        bundle,
+        runtime,
+        device=settings.device,
+        precision=settings.precision,
+        rebuild=settings.rebuild,
+        tuning=settings.tuning,
     )
     cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
     with console.progress_bar("embedding") as progress:
