@@ -91,6 +91,17 @@ def test_a_plain_folder_will_do(run, bundle, market):
     assert table_of(bundle).source == "folder"
 
 
+@pytest.mark.usefixtures("_tolerant")
+@pytest.mark.parametrize("place", ["query", "."])
+def test_a_folder_of_pictures_to_test_on_is_known_as_such(run, bundle, market, monkeypatch, place):
+    monkeypatch.chdir(market / "query" if place == "." else market)
+    status, out, err = run("quantize", bundle, "--calibration", place)
+    assert status == 0, err
+    assert "7 pictures of market1501 market, query" in out
+    assert "accuracy that is measured on them is of pictures that were seen" in " ".join(err.split())
+    assert all(picture.name.startswith("query/") for picture in table_of(bundle).pictures)
+
+
 def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch):
     monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
     status, out, err = run("quantize", bundle, "--calibration", market, "--images", 4)

@@ -209,13 +209,15 @@ def _learned(
 
 
 def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":
-    """What --calibration names: a data set's subset, or all pictures of a folder."""
-    from reidkit.deploy.quantize.pictures import Pictures, pictures_of
+    """What --calibration names: a data set's subset, also where its folder is named, or all pictures of a folder."""
+    from reidkit.deploy.quantize.pictures import Pictures, pictures_of, tested_pictures
 
     if data_format is None and variant is None and root.exists() and not is_data_set(root):
         if subset is not None:
             raise ConfigError(f"{root} is no data set, and has no subsets", fix="leave out --subset, or name --format")
-        return Pictures(read_pictures(root).crops, root, f"folder {root.resolve().name}", "folder")
+        crops = read_pictures(root).crops
+        plain = Pictures(crops, root, f"folder {root.resolve().name}", "folder")
+        return tested_pictures(root, [crop.path for crop in crops]) or plain
     return pictures_of(load_split(root, data_format, variant=variant), subset or "train")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidkit.deploy.quantize.pictures import in_order_of_choice, pictures_of
+from reidkit.deploy.quantize.pictures import in_order_of_choice, pictures_of, tested_pictures
 from reidkit.errors import ConfigError, DataError
 from reidkit.types import UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop, Split
 
@@ -92,3 +92,31 @@ def test_test_pictures_are_never_taken_in_silence(counts, got):
         pictures_of(Split("folder", Path("/data/x"), *subsets))
     assert str(caught.value).startswith(f"/data/x has no train pictures to calibrate with\n  got: {got}")
     assert "say --subset to take those all the same" in str(caught.value)
+
+
+@pytest.fixture
+def market(tmp_path):
+    """In Market-1501's layout, as far as names tell it."""
+    for place in ("bounding_box_train/0001", "query/0002", "bounding_box_test/0002", "bounding_box_test/0003"):
+        for camera in (1, 2):
+            file = tmp_path / f"market/{place}_c{camera}s1_000001_00.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    return tmp_path / "market"
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"), [("query", "query"), ("bounding_box_test", "gallery"), ("bounding_box_train", None)]
+)
+def test_a_folder_of_the_data_set_around_it(market, folder, source):
+    found = tested_pictures(market / folder, list((market / folder).iterdir()))
+    assert (found and (found.root, found.dataset, found.source)) == (source and (market, "market1501 market", source))
+
+
+def test_a_folder_beside_data_sets_or_in_part_of_one_is_only_a_folder(market, tmp_path):
+    query = market / "query"
+    assert tested_pictures(query, [*query.iterdir(), query / "another.jpg"]) is None
+    (tmp_path / "mine").mkdir()
+    assert tested_pictures(tmp_path / "mine", [tmp_path / "mine" / "a.jpg"]) is None
+    (market / "bounding_box_test").rename(market / "elsewhere")
+    assert tested_pictures(query, list(query.iterdir())) is None

@@ -1,12 +1,13 @@
 """Which pictures ranges are learned of: spread over identities and cameras, by a seed, and told where they are from."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from reidkit.calibration import Source
+from reidkit.data import is_data_set, load_split
 from reidkit.errors import ConfigError, DataError
 from reidkit.types import Crop, Split, Subset
 
@@ -45,6 +46,31 @@ def pictures_of(split: Split, subset: Subset = "train") -> Pictures:
             fix="take pictures that accuracy is not measured on; or say --subset to take those all the same",
         )
     return Pictures(crops, split.root, split.name, subset)
+
+
+def tested_pictures(root: Path, files: Collection[Path]) -> Pictures | None:
+    """The pictures of a folder as those of the data set around it, where all of them are query or gallery there.
+
+    Args:
+        root: the folder.
+        files: in it.
+    """
+    around = root.absolute().parent
+    if not is_data_set(around):
+        return None
+    try:
+        split = load_split(around)
+    except DataError:  # several data sets, or a part of one: which pictures are tested on is not said
+        return None
+    wanted = {file.absolute() for file in files}
+    found: dict[Subset, tuple[Crop, ...]] = {
+        name: tuple(crop for crop in split.subset(name) if crop.path in wanted) for name in ("query", "gallery")
+    }
+    crops = {crop.path: crop for part in found.values() for crop in part}
+    if len(crops) < len(wanted):
+        return None
+    most = max(found, key=lambda name: len(found[name]))
+    return Pictures(tuple(crops.values()), split.root, split.name, most)
 
 
 def in_order_of_choice(crops: Sequence[Crop], seed: int) -> list[Crop]:
