@@ -127,6 +127,11 @@ def test_a_bundle_becomes_openvino_ir(run, colors, tmp_path):
     np.testing.assert_allclose(got, crops.mean(axis=(1, 2)) @ HEAD.astype(np.float16), rtol=1e-4, atol=1e-3)
     assert run("export", colors.path, "--out", tmp_path / "full.xml")[0] == 0
     assert (tmp_path / "full.bin").stat().st_size > 1.5 * (tmp_path / "small.bin").stat().st_size
+    status, _, err = run("import", out, "--out", tmp_path / "again.reid")
+    assert status == 2
+    words = " ".join(err.split())
+    assert f"{out} is reidkit's own export, not a foreign network" in words
+    assert "to do: use the bundle that it was exported from" in words
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,9 @@ def test_what_is_no_embedding_network_is_refused(take_in):
     whole = image(kind=np.uint8)
     with pytest.raises(ModelError, match=r"does not take float images\n  got: 'data' uint8 \(1, 3, 12, 8\)"):
         take_in(network(features(trunk(ops.convert(whole, "f32"))), inputs=[whole]))
+    ours = image(kind=np.uint8, name="crops")
+    with pytest.raises(ModelError, match="does not take float images"):  # by one name alone it is not ours
+        take_in(network(features(trunk(ops.convert(ours, "f32"))), inputs=[ours]))
     gray = image((1, 1, HEIGHT, WIDTH))
     with pytest.raises(ModelError, match="does not take images of three channels"):
         take_in(network(ops.relu(gray), inputs=[gray]))

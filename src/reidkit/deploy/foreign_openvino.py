@@ -185,6 +185,12 @@ def _find_image_input(network: openvino.Model, file: Path, layout: Layout | None
         raise ModelError(f"{file} {what}", got=got, expected=_EXPECTED, fix=fix)
     port, dims = inputs[0], _dims(inputs[0])
     kind = port.get_element_type().get_type_name()
+    if _name(port) == CROPS and kind == "u8" and [_name(result) for result in network.outputs] == [EMBEDDINGS]:
+        raise ModelError(
+            f"{file} is reidkit's own export, not a foreign network",
+            got=f"{_describe(port)}, with the pre-processing inside",
+            fix="use the bundle that it was exported from: it runs on openvino as it is",
+        )
     if dims is None or len(dims) != 4 or kind not in _IMAGE_TYPES:
         fix = "convert the part of the network that goes from normalised pixels to the embedding"
         raise ModelError(f"{file} does not take float images", got=_describe(port), expected=_EXPECTED, fix=fix)
