@@ -152,12 +152,15 @@ class TestGolden:
 
 
 class TestWriting:
-    @pytest.mark.parametrize("name", ["m", "m.onnx", "m.reid.bak", "m.REID"])
-    def test_a_name_that_does_not_end_in_reid(self, tmp_path, name):
+    @pytest.mark.parametrize(
+        ("name", "better"),
+        [("m", "m.reid"), ("m.onnx", "m.reid"), ("m-1.5", "m-1.5.reid"), ("m.bak", "m.bak.reid"), ("m.REID", "m.reid")],
+    )
+    def test_a_name_that_does_not_end_in_reid(self, tmp_path, name, better):
         with pytest.raises(BundleError) as caught:
             write(tmp_path / name)
         assert str(caught.value) == (
-            f"A bundle's name must end in .reid\n  got: {tmp_path / name}\n  to do: call it {name}.reid"
+            f"A bundle's name must end in .reid\n  got: {tmp_path / name}\n  to do: call it {better}"
         )
         assert names(tmp_path) == []
 

@@ -45,6 +45,7 @@ INT8_MODELS: dict[EngineKind, str] = {
 }
 """The quantised graphs, by the kind of engine that each is made for."""
 SUFFIX = ".reid"
+_OTHER_SUFFIXES = frozenset({".reid", ".onnx", ".xml", ".pt", ".pth"})  # that .reid takes the place of
 
 GraphFormat = Literal["onnx", "openvino"]
 GRAPH_FILES: dict[GraphFormat, tuple[str, ...]] = {"onnx": (MODEL,), "openvino": (IR_MODEL, IR_WEIGHTS)}
@@ -143,7 +144,8 @@ def check_place(path: Path | str, *, overwrite: bool = False) -> None:
     """
     path = Path(path)
     if path.suffix != SUFFIX:
-        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {path.name}{SUFFIX}")
+        name = path.stem if path.suffix.lower() in _OTHER_SUFFIXES else path.name
+        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {name}{SUFFIX}")
     check_free(path, overwrite=overwrite, marker=MANIFEST)
 
 
