@@ -3,10 +3,12 @@
     python bench/quantization.py graphs BUNDLE DATA [--batch 1 16] [--threads 2] [--images 128]
     python bench/quantization.py sweep BUNDLE DATA [--images 32 128 512 2048] [--plot sweep.png]
 
-`graphs` runs the float graph and the quantised ones in turns on ONNX Runtime and OpenVINO: ours for processors, ours
-for TensorRT, ONNX Runtime's own tool with its defaults (which rounds the tail, too) and as it is recommended for
-TensorRT, and NNCF's where that is installed. Ratios are of the same engine's float graph in the same run; cosines are
-to the float embeddings of the data set's query pictures.
+`graphs` runs the float graph and the quantised ones in turns on ONNX Runtime and OpenVINO: ours for processors, the
+same with its tail rounded by ONNX Runtime's own tool, ours for TensorRT, that tool with its defaults (which rounds the
+tail, too) and as it is recommended for TensorRT, and NNCF's where that is installed. Ratios are of the same engine's
+float graph in the same run; cosines are to the float embeddings of the data set's query pictures. Last comes which of
+them TensorRT-RTX's parser accepts, with pixels cast first as `reid build` does; it is left out where that is not
+installed, and needs no card.
 
 `sweep` quantises by every method from so many pictures of the train subset, and measures on query and gallery.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -34,10 +37,12 @@ from reidkit.deploy.quantize.emit import quantized_graph
 from reidkit.deploy.quantize.pictures import in_order_of_choice, pictures_of
 from reidkit.deploy.quantize.placement import place
 from reidkit.deploy.quantize.quantize import quantize
+from reidkit.deploy.typed_graph import typed_graph
 from reidkit.deploy.verify import check_accuracy, measure_on
 from reidkit.imaging import load_crop
 from reidkit.report.quantization_plot import CalibrationRow, Level, write_calibration_plot
 from reidkit.runtime import load
+from reidkit.runtime.flavour import LIBRARIES, Flavour, open_flavour
 from reidkit.runtime.openvino_core import CORE
 from reidkit.types import Split
 
@@ -79,7 +84,12 @@ def graphs(bundle: Bundle, split: Split, options: argparse.Namespace) -> None:
                 f"{1e3 * times[batch][name]:>10.2f}{times[batch]['float32'] / times[batch][name]:>7.2f}"
                 for batch in options.batch
             )
-            print(f"{engine:<12}{name:<28}{cells}   {mean_cosine(embed(run, asked), truth):.5f}", flush=True)
+            print(f"{engine:<12}{name:<28}{cells}   {mean_cosine(embed(run, asked), truth):.6f}", flush=True)
+    if importlib.util.find_spec(LIBRARIES["tensorrt-rtx"]) is not None:
+        flavour = open_flavour("tensorrt-rtx")
+        for name, data in files.items():
+            if isinstance(data, bytes):
+                print(f"TensorRT-RTX {flavour.version}, {name}: {parsed(flavour, data)}")
 
 
 def quantised_files(
@@ -89,7 +99,9 @@ def quantised_files(
     yield "float32", bundle.model.read_bytes()
     model = quantizable_graph(bundle)
     table = calibration_of(bundle, observe(bundle, pictures_of(split), images=images), "minmax")
-    yield "ours, for processors", quantized_graph(model, place(model, "cpu"), table).SerializeToString()
+    ours = quantized_graph(model, place(model, "cpu"), table)
+    yield "ours, for processors", ours.SerializeToString()
+    yield "ours, tail rounded, too", with_tail_rounded(ours, train)
     yield "ours, for TensorRT", quantized_graph(model, place(model, "tensorrt"), table).SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
         prepared, written = f"{folder}/prepared.onnx", f"{folder}/quantised.onnx"
@@ -120,6 +132,42 @@ def quantised_files(
 
         source = CORE.read_model(str(bundle.model))
         yield "nncf", nncf.quantize(source, nncf.Dataset([crop[None] for crop in train]), subset_size=len(train))
+
+
+def with_tail_rounded(graph: onnx.ModelProto, train: np.ndarray) -> bytes:
+    """The graph with what ONNX Runtime's tool adds by its defaults behind the last value that is rounded."""
+    ahead: set[str] = set()  # values that a rounded one is made of
+    tail = []
+    for node in reversed(graph.graph.node):
+        if node.op_type == "QuantizeLinear" or ahead.intersection(node.output):
+            ahead.update(node.input)
+        elif node.op_type != "DequantizeLinear":
+            tail.append(node.name)
+    with tempfile.TemporaryDirectory() as folder:
+        source, written = f"{folder}/source.onnx", f"{folder}/quantised.onnx"
+        onnx.save(graph, source)
+        quantize_static(
+            source,
+            written,
+            Reader(train),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_quantize=tail,
+        )
+        return Path(written).read_bytes()
+
+
+def parsed(flavour: Flavour, graph: bytes) -> str:
+    """Whether a flavour's parser takes a graph with types as `reid build` gives them; if not, its first word on it."""
+    typed = typed_graph(onnx.load_from_string(graph), "float32", rounded_by_us=True)
+    log = flavour.log()
+    network = flavour.network(flavour.trt.Builder(log))
+    parser = flavour.parser(network, log)
+    if parser.parse(typed.SerializeToString()):
+        return "parsed"
+    return f"refused: {parser.get_error(0).desc().splitlines()[0]}"
 
 
 class Reader(CalibrationDataReader):
