@@ -210,13 +210,26 @@ def test_what_is_built_and_with_which_batches(bundle, card):
     assert {"onnxruntime float16", "onnxruntime float32"} <= set(left_out)
 
 
+def test_what_passes_by_network_is_not_built_by_parser(bundle, card):
+    """Engines of the two are as fast, and each takes minutes."""
+    card.engines[NETWORK] = card.engines[PARSER] = {}
+    chosen = choose(bundle, batches=[1], device="cuda", seconds=0.0)
+    assert chosen.winners == (NETWORK,)
+    assert [(precision, via) for _, precision, via, *_ in card.built] == [("float16", "network")]
+    assert not any("by parser" in trial.way.in_words() for trial in chosen.trials)
+
+
 def test_float32_where_nothing_passes_in_what_was_asked_for(bundle, card):
     card.engines[NETWORK] = card.engines[PARSER] = {"error": 0.1}
     card.engines[Way("tensorrt", "float32", "network")] = {"milliseconds": 2.0}
     card.engines[EAGER] = {"milliseconds": 3.0}
     chosen = choose(bundle, batches=[1], device="cuda", seconds=0.0)
     assert chosen.winners == (Way("tensorrt", "float32", "network"),)
-    assert len(card.built) == 4
+    assert [(precision, via) for _, precision, via, *_ in card.built] == [
+        ("float16", "network"),
+        ("float16", "parser"),
+        ("float32", "network"),
+    ]
     assert reasons(chosen)["tensorrt float16 by parser"].startswith("it fails verification: max rel 1.0e-01 where 0.02")
     assert chosen.choice.precision == "float16"
 
