@@ -210,14 +210,14 @@ def _learned(
 
 def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":
     """What --calibration names: a data set's subset, also where its folder is named, or all pictures of a folder."""
-    from reidkit.deploy.quantize.pictures import Pictures, pictures_of, tested_pictures
+    from reidkit.deploy.quantize.pictures import Pictures, pictures_of, pictures_tested_on
 
     if data_format is None and variant is None and root.exists() and not is_data_set(root):
         if subset is not None:
             raise ConfigError(f"{root} is no data set, and has no subsets", fix="leave out --subset, or name --format")
         crops = read_pictures(root).crops
         plain = Pictures(crops, root, f"folder {root.resolve().name}", "folder")
-        return tested_pictures(root, [crop.path for crop in crops]) or plain
+        return pictures_tested_on(root, [crop.path for crop in crops]) or plain
     return pictures_of(load_split(root, data_format, variant=variant), subset or "train")
 
 

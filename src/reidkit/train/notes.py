@@ -62,7 +62,8 @@ def _said_of_validation(validation: Validation) -> Iterator[str]:
 def _said_of_copying(loss: Loss, *, teacher: bool) -> Iterator[str]:
     copied, table = loss.distillation, "loss.distillation"
     if not teacher:
-        yield from _idle(_Idle(table, copied, _others(copied), "there is no --teacher"))
+        asked = _others(copied) if copied.weight else _others(copied, "weight")  # a weight of 0 asks for nothing
+        yield from _idle(_Idle(table, copied, asked, "there is no --teacher"))
     elif copied.weight == 0:
         yield from _idle(_Idle(table, copied, ["kind", "temperature"], f"{table}.weight is 0"))
     elif copied.relation_weight == 0:

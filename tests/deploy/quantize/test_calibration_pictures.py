@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reidkit.deploy.quantize.pictures import in_order_of_choice, pictures_of, tested_pictures
+from reidkit.deploy.quantize.pictures import in_order_of_choice, pictures_of, pictures_tested_on
 from reidkit.errors import ConfigError, DataError
 from reidkit.types import UNKNOWN_CAMERA, UNKNOWN_IDENTITY, Crop, Split
 
@@ -109,14 +109,14 @@ def market(tmp_path):
     ("folder", "source"), [("query", "query"), ("bounding_box_test", "gallery"), ("bounding_box_train", None)]
 )
 def test_a_folder_of_the_data_set_around_it(market, folder, source):
-    found = tested_pictures(market / folder, list((market / folder).iterdir()))
+    found = pictures_tested_on(market / folder, list((market / folder).iterdir()))
     assert (found and (found.root, found.dataset, found.source)) == (source and (market, "market1501 market", source))
 
 
 def test_a_folder_beside_data_sets_or_in_part_of_one_is_only_a_folder(market, tmp_path):
     query = market / "query"
-    assert tested_pictures(query, [*query.iterdir(), query / "another.jpg"]) is None
+    assert pictures_tested_on(query, [*query.iterdir(), query / "another.jpg"]) is None
     (tmp_path / "mine").mkdir()
-    assert tested_pictures(tmp_path / "mine", [tmp_path / "mine" / "a.jpg"]) is None
+    assert pictures_tested_on(tmp_path / "mine", [tmp_path / "mine" / "a.jpg"]) is None
     (market / "bounding_box_test").rename(market / "elsewhere")
-    assert tested_pictures(query, list(query.iterdir())) is None
+    assert pictures_tested_on(query, list(query.iterdir())) is None

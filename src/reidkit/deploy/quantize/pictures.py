@@ -48,7 +48,7 @@ def pictures_of(split: Split, subset: Subset = "train") -> Pictures:
     return Pictures(crops, split.root, split.name, subset)
 
 
-def tested_pictures(root: Path, files: Collection[Path]) -> Pictures | None:
+def pictures_tested_on(root: Path, files: Collection[Path]) -> Pictures | None:
     """The pictures of a folder as those of the data set around it, where all of them are query or gallery there.
 
     Args:
