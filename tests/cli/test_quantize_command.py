@@ -92,9 +92,11 @@ def test_a_plain_folder_will_do(run, bundle, market):
 
 
 @pytest.mark.usefixtures("_tolerant")
-@pytest.mark.parametrize("place", ["query", "."])
+@pytest.mark.parametrize("place", ["query", ".", "../linked"])
 def test_a_folder_of_pictures_to_test_on_is_known_as_such(run, bundle, market, monkeypatch, place):
     monkeypatch.chdir(market / "query" if place == "." else market)
+    if place == "../linked":
+        (market.parent / "linked").symlink_to(market / "query")
     status, out, err = run("quantize", bundle, "--calibration", place)
     assert status == 0, err
     assert "7 pictures of market1501 market, query" in out
@@ -219,7 +221,7 @@ def test_what_training_has_learned_and_has_not(run, bundle, trained, market):
     assert table.floats == ("backbone.layer1.0.conv1",)
     status, _, err = run(*command, "--images", 4, "--keep-float", "backbone.conv1")
     assert status == 0, err
-    assert table_of(bundle).floats == ("backbone.conv1",)
+    assert table_of(bundle).floats == ("backbone.conv1", "backbone.layer1.0.conv1")
 
 
 def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):

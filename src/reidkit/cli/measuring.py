@@ -241,7 +241,9 @@ def embed(
         rebuild=settings.rebuild,
         tuning=settings.tuning,
     )
-    cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if settings.cached else None
+    tuned = settings.tuning.hint is not None or settings.tuning.optimization is not None  # no part of a cache's key
+    cached = settings.cached and not tuned
+    cache = open_cache(default_folder(), bundle, embedder.spec, settings.tta) if cached else None
     with console.progress_bar("embedding") as progress:
         query, gallery = embed_split(
             embedder,

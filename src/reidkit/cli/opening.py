@@ -111,13 +111,17 @@ def _load(bundle: Bundle, way: Way, device: str | None, tuning: Tuning) -> Embed
 def _last_built(
     bundle: Bundle, runtime: RuntimeName, precision: Precision | None, via: Via | None
 ) -> list[EngineFacts]:
-    """Of the engines in the store those that were asked for: with weights first, by network, the youngest."""
+    """Of the engines in the store those that were asked for, by network first, the youngest first.
+
+    Without weights only where there are no others.
+    """
     asked = [
         facts
         for facts in read_store(bundle)
         if facts.runtime == runtime and precision in (None, facts.precision) and via in (None, facts.via)
     ]
-    return sorted(asked, key=lambda f: (not f.stripped, f.via == "network", f.created or ""), reverse=True)
+    asked = [facts for facts in asked if not facts.stripped] or asked
+    return sorted(asked, key=lambda facts: (facts.via == "network", facts.created or ""), reverse=True)
 
 
 def _build_again(

@@ -114,7 +114,8 @@ def quantize(
         else:
             table = _learned(opened, ranges, pictures, images, seed or 0, threads)
     if keep_float is not None:
-        table = kept_in_float(table, keep_float)
+        trained = () if ranges is None else table.floats  # which training has not rounded
+        table = kept_in_float(table, [*trained, *keep_float])
     if split is not None:
         drop = MAX_MAP_DROP if max_map_drop is None else max_map_drop / 100
         table = kept_in_float(table, _searched(opened, table, split, drop, plot, threads))

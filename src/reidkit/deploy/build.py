@@ -59,6 +59,8 @@ _MEMORY_WORDS = (
     "cudamalloc",
 )
 
+_SECONDS_FOR_TIMINGS = 30.0  # that one build waits for another that writes its timings
+
 _logger = logging.getLogger(__name__)
 
 
@@ -255,14 +257,15 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
     del kept
     if data is None:
         raise _failure(flavour, log, facts)
-    timing.save()
     seconds = time.perf_counter() - started
     facts = replace(
         facts,
         build_seconds=round(seconds, 2),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    return write_engine(bundle, facts, bytes(data))
+    facts = write_engine(bundle, facts, bytes(data))
+    timing.save()  # last: whatever it waits for, the engine is there
+    return facts
 
 
 def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: Precision) -> object:
@@ -382,13 +385,13 @@ class _TimingCache:
 
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._file.with_name(f".{self._file.name}.lock")):
+            with FileLock(self._file.with_name(f".{self._file.name}.lock"), timeout=_SECONDS_FOR_TIMINGS):
                 others = self._stored(self._file)
                 if others is not None:
                     cache.combine(others, False)  # which refuses those of another card; of what both have, ours stays
                 with output_file(self._file) as temporary:
                     temporary.write_bytes(bytes(cache.serialize()))
-        except (OutputError, OSError) as error:
+        except (OutputError, OSError, NotImplementedError) as error:  # the last of a file system without locks
             _logger.warning("The timing cache is not kept: %s", error)
 
     def _stored(self, file: Path) -> Any:

@@ -168,7 +168,8 @@ def driver_version() -> str | None:
 def _flaws(facts: EngineFacts, bundle: Bundle, machine: Machine) -> tuple[str, ...]:
     """Why an engine is not to run here, as far as can be said without reading it."""
     size = engine_size(bundle, facts)
-    flaws = () if size == facts.size else (f"its file has {size:,} bytes of {facts.size:,}: build it again",)
+    what = "is missing" if size is None else f"has {size:,} bytes of {facts.size:,}"
+    flaws = () if size == facts.size else (f"its file {what}: build it again",)
     stripped = ("it has no weights, which TensorRT's own refitter puts back",) if facts.stripped else ()
     return (*flaws, *stripped, *misfits(facts, bundle, machine))
 

@@ -195,13 +195,13 @@ def read_engine(bundle: Bundle, facts: EngineFacts) -> bytes:
     return data
 
 
-def engine_size(bundle: Bundle, facts: EngineFacts) -> int:
-    """Bytes of an engine's file; 0 where there is none that could be read."""
+def engine_size(bundle: Bundle, facts: EngineFacts) -> int | None:
+    """Bytes of an engine's file; None where there is none that could be read."""
     try:
         found = _place(bundle, facts.file).lstat()
     except (OSError, BundleError):
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def write_engine(bundle: Bundle, facts: EngineFacts, data: bytes) -> EngineFacts:

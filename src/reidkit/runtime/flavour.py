@@ -139,10 +139,14 @@ class Flavour:
         Args:
             config: of a builder.
             compute_capability: of the card that it builds for; None for all that it builds for by itself.
+
+        Raises:
+            RuntimeMissing: this version does not build for Turing.
         """
         if not self.needs_card and compute_capability == TURING:
             config.num_compute_capabilities = 1
-            config.set_compute_capability(self.trt.ComputeCapability.SM75, 0)
+            if not config.set_compute_capability(self.trt.ComputeCapability.SM75, 0):
+                raise RuntimeMissing(f"{self.runtime} {self.version} does not build for Turing", got=TURING)
 
     def scratch_bytes(self, engine: Any) -> int:
         """Device memory that one context of an engine works in, whatever its profile."""
@@ -171,8 +175,12 @@ class Flavour:
                 config.hardware_compatibility_level = self.trt.HardwareCompatibilityLevel.AMPERE_PLUS
                 return
         name = {"version-compatible": "VERSION_COMPATIBLE", "refit": "REFIT", "weight-stripped": "STRIP_PLAN"}[option]
-        # An engine of TensorRT-RTX runs on the release that built it and on no other, whatever it was told.
-        if not hasattr(flags, name) or (option == "version-compatible" and not self.needs_card):
+        if option == "version-compatible" and not self.needs_card:
+            raise RuntimeMissing(
+                f"{self.runtime} builds no {option} engines: each runs on the release that built it",
+                fix="leave the option out",
+            )
+        if not hasattr(flags, name):
             raise RuntimeMissing(
                 f"{self.runtime} {self.version} builds no {option} engines", fix="leave the option out, or update it"
             )

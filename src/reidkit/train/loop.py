@@ -137,8 +137,10 @@ def train(
         check_origin(state, outcome.origin)
     outcome.check_room(model)
     if tutor is not None:
-        scored = recipe.loss.distillation.weight > 0
-        said = tutor.note if scored else "only relations are copied, as loss.distillation.weight is 0"
+        copied, said = recipe.loss.distillation, tutor.note
+        if copied.weight == 0:
+            what = "only relations are" if copied.relation_weight else "nothing is"
+            said = f"{what} copied, as loss.distillation.weight is 0"
         notes += [f"teacher: {said}", *tutor.assumptions]
     crops = [crop.path for crop in (*learned, *(() if examination is None else examination.crops))]
     with team.leader_first():  # the others find what the cache kept

@@ -55,14 +55,21 @@ def pictures_tested_on(root: Path, files: Collection[Path]) -> Pictures | None:
         root: the folder.
         files: in it.
     """
-    around = root.absolute().parent
+    folder = root if root.is_dir() else root.parent
+    places = dict.fromkeys((folder.absolute(), folder.resolve()))  # a link is known by its own place and by the other
+    found = (_tested_in(place, {place / file.relative_to(folder) for file in files}) for place in places)
+    return next((pictures for pictures in found if pictures is not None), None)
+
+
+def _tested_in(folder: Path, wanted: Collection[Path]) -> Pictures | None:
+    """The pictures of a folder by their whole paths, where the data set around it tests on all of them."""
+    around = folder.parent
     if not is_data_set(around):
         return None
     try:
         split = load_split(around)
     except DataError:  # several data sets, or a part of one: which pictures are tested on is not said
         return None
-    wanted = {file.absolute() for file in files}
     found: dict[Subset, tuple[Crop, ...]] = {
         name: tuple(crop for crop in split.subset(name) if crop.path in wanted) for name in ("query", "gallery")
     }
