@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import reidkit
-from reidkit.atomic import output_file
 from reidkit.bundle import Bundle, open_bundle
-from reidkit.cache import default_folder
 from reidkit.deploy.network.description import describable, write_network
 from reidkit.deploy.network.layers import Kind
 from reidkit.deploy.network.tensorrt_layers import TensorRtLayers
 from reidkit.deploy.network.weights import read_tensors
+from reidkit.deploy.timing_cache import TimingCache
 from reidkit.errors import (
     BundleError,
     ConfigError,
     EngineError,
     ModelError,
-    OutputError,
     RuntimeMissing,
     require_one_of,
 )
@@ -58,8 +56,6 @@ _MEMORY_WORDS = (
     "requested amount of gpu memory",
     "cudamalloc",
 )
-
-_SECONDS_FOR_TIMINGS = 30.0  # that one build waits for another that writes its timings
 
 _logger = logging.getLogger(__name__)
 
@@ -124,8 +120,10 @@ def build_engine(
         via = "parser"
     known = describable(opened.manifest.architecture) and opened.weights is not None
     via = via or ("network" if known else "parser")
-    if via == "network" and opened.manifest.architecture is None:
-        raise _foreign(opened)
+    if via == "network" and (opened.manifest.architecture is None or opened.weights is None):
+        raise ModelError(
+            f"{opened.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
+        )
     flavour = open_flavour(runtime)
     machine = _machine(flavour, device)
     facts = EngineFacts(
@@ -168,12 +166,6 @@ def _check_quantized(bundle: Bundle, via: Via | None) -> None:
             expected="the graph that an int8 engine is built from",
             fix=f"reid quantize {bundle.path} --calibration DIR",
         )
-
-
-def _foreign(bundle: Bundle) -> ModelError:
-    return ModelError(
-        f"{bundle.path} is a foreign graph, and there is no network to write", fix="build it with --via parser"
-    )
 
 
 def _quantized_elsewhere(bundle: Bundle, runtime: str) -> ModelError:
@@ -252,7 +244,7 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
     kept = (_write if facts.via == "network" else _parse)(bundle, flavour, network, log, facts.precision)
     for profile in facts.profiles:
         config.add_optimization_profile(_profile(bundle, builder, profile))
-    timing = _TimingCache(flavour, facts, config)
+    timing = TimingCache(flavour, facts, config)
     data = builder.build_serialized_network(network, config)
     del kept
     if data is None:
@@ -271,8 +263,8 @@ def _build(bundle: Bundle, flavour: Flavour, facts: EngineFacts) -> EngineFacts:
 def _write(bundle: Bundle, flavour: Flavour, network: Any, log: Any, precision: Precision) -> object:
     """The known network, through the library's own API."""
     architecture, weights = bundle.manifest.architecture, bundle.weights
-    if architecture is None or weights is None:
-        raise _foreign(bundle)
+    assert architecture is not None, "asked before the store is locked"
+    assert weights is not None, "likewise"
     layers, kind = TensorRtLayers(flavour, network), _KINDS[precision]
     write_network(layers, architecture, bundle.manifest.input, read_tensors(weights), kind=kind, source=str(weights))
     return layers
@@ -349,54 +341,6 @@ def _profile(bundle: Bundle, builder: Any, profile: Profile) -> Any:
     sizes = (profile.least, profile.best, profile.most)
     made.set_shape(CROPS, *((size, spec.height, spec.width, 3) for size in sizes))
     return made
-
-
-class _TimingCache:
-    """What kernels of a library took on a card: kept for the next build, of whatever network.
-
-    Builds beside each other begin with what was there, and each adds its own. A folder that cannot be used costs a line
-    in the log and no build. TensorRT-RTX times nothing while it builds.
-    """
-
-    def __init__(self, flavour: Flavour, facts: EngineFacts, config: Any) -> None:
-        folder = default_folder("timing") if flavour.needs_card else None
-        self._file: Path | None = None
-        if folder is None:
-            return
-        words = (facts.runtime, facts.version, facts.gpu or "", facts.driver or "")
-        name = "-".join("".join(c if c.isalnum() or c == "." else "_" for c in word.lower()) for word in words)
-        self._file = folder / f"{name}.cache"
-        self._config = config
-        try:
-            cache = self._stored(self._file)
-        except OSError as error:
-            _logger.warning("The timing cache is not used: %s", error)
-            cache = config.create_timing_cache(b"")
-        if cache is None or not config.set_timing_cache(cache, False):
-            _logger.warning("The timing cache %s is of something else, and begins anew", self._file)
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-
-    def save(self) -> None:
-        """Keeps it, together with what other builds have kept meanwhile."""
-        cache = self._config.get_timing_cache() if self._file else None
-        if self._file is None or cache is None:
-            return
-        from filelock import FileLock  # which is there: the store's lock is held while an engine is built
-
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._file.with_name(f".{self._file.name}.lock"), timeout=_SECONDS_FOR_TIMINGS):
-                others = self._stored(self._file)
-                if others is not None:
-                    cache.combine(others, False)  # which refuses those of another card; of what both have, ours stays
-                with output_file(self._file) as temporary:
-                    temporary.write_bytes(bytes(cache.serialize()))
-        except (OutputError, OSError, NotImplementedError) as error:  # the last of a file system without locks
-            _logger.warning("The timing cache is not kept: %s", error)
-
-    def _stored(self, file: Path) -> Any:
-        """As it lies there, empty where nothing does; None where the library cannot read it."""
-        return self._config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
 
 
 def _failure(flavour: Flavour, log: Any, facts: EngineFacts) -> EngineError:

@@ -22,7 +22,7 @@ from reidkit.imaging import available_cores
 from reidkit.runtime import ENGINES
 from reidkit.runtime.engine_facts import RUNTIMES, EngineFacts, Machine, misfits, runs_on
 from reidkit.runtime.engine_store import engine_size, read_store
-from reidkit.runtime.machine import install_command, jetson
+from reidkit.runtime.machine import install_command, jetson, text_of
 
 _SECONDS = 120.0  # that an import may take on a cold disk
 _NVIDIA = Path("/proc/driver/nvidia")
@@ -161,7 +161,7 @@ def diagnose(bundle: Bundle | None = None) -> Diagnosis:
 
 def driver_version() -> str | None:
     """Version of NVIDIA's driver, as it says itself below /proc; None where it says nothing."""
-    words = _text(_NVIDIA / "version").partition("\n")[0].split()
+    words = text_of(_NVIDIA / "version").partition("\n")[0].split()
     return next((word for word in words if word[0].isdigit() and "." in word), None)
 
 
@@ -226,15 +226,8 @@ def _card(name: str, compute_capability: str, memory: int) -> Card:
 
 
 def _model(information: Path) -> str:
-    lines = (line.partition(":") for line in _text(information).splitlines())
+    lines = (line.partition(":") for line in text_of(information).splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == "Model"), "")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no Linux, no driver, or not for us to read
-        return ""
 
 
 def _major_minor(version: str) -> tuple[int, ...]:

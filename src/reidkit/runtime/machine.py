@@ -37,10 +37,7 @@ def install_command(extra: str) -> str:
 
 def jetson() -> str:
     """What a Jetson calls itself; empty elsewhere."""
-    try:
-        name = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:  # another computer
-        return ""
+    name = text_of(_BOARD).strip("\0\n ")
     return name if "jetson" in name.lower() else ""
 
 
@@ -70,9 +67,13 @@ def _processor() -> str:
 
 def _field(file: Path, name: str) -> str:
     """The first value of a name in a file of `name : value` lines; empty where there is none."""
+    pairs = (line.partition(":") for line in text_of(file).splitlines())
+    return next((" ".join(value.split()) for key, _, value in pairs if key.strip() == name), "")
+
+
+def text_of(file: Path) -> str:
+    """What the system says in a file; empty where it cannot be read."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:  # no Linux, no driver, or not for us to read
         return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((" ".join(value.split()) for key, _, value in pairs if key.strip() == name), "")
