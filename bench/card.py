@@ -4,6 +4,7 @@
     python bench/card.py build OUT [--via network parser] [--precision float16] [--batch 1 4 16 64] [--at-once 4]
     python bench/card.py speed OUT
     python bench/card.py parity OUT --images FOLDER
+    python bench/card.py layers OUT
     python bench/card.py compiled BUNDLE [--batch 1 4 16 64]
 
 `draw` writes networks of random weights as bundles into OUT/models, where trained ones may be put beside them; it needs
@@ -11,9 +12,10 @@ PyTorch. `build` makes an engine with one profile for each combination, in proce
 network alone, whose timings of kernels the others take over, then `--at-once` of them. What is there already stays, so
 what was cut off goes on. `speed` times engines one after the other, with nothing else on the card: the median of 300
 launches of a captured graph, by CUDA events. `parity` holds them to PyTorch's float32 on the processor, on 64 pictures,
-together and one by one. `compiled` holds what `reid build BUNDLE --runtime auto` chose beside its peer, torch.compile
-with reduce-overhead in float16: GPU time with crops on the card, and wall time from and to the host, which that peer
-takes from pinned memory and ours from any.
+together and one by one. `layers` says what each layer of an engine takes, the longest first: launched one by one under
+TensorRT's own profiler, so that their sum is more than a captured graph takes. `compiled` holds what `reid build BUNDLE
+--runtime auto` chose beside its peer, torch.compile with reduce-overhead in float16: GPU time with crops on the card,
+and wall time from and to the host, which that peer takes from pinned memory and ours from any.
 """
 
 import argparse
@@ -37,7 +39,8 @@ from reidkit.deploy.verify import check_parity
 from reidkit.imaging import image_files, load_crop
 from reidkit.manifest import Provenance
 from reidkit.runtime import RuntimeName, load
-from reidkit.runtime.engine_store import EngineFacts, read_store
+from reidkit.runtime.contract import CROPS, EMBEDDINGS
+from reidkit.runtime.engine_store import EngineFacts, open_engine, read_store
 from reidkit.types import Embedder, InputSpec
 
 NETWORKS = {
@@ -51,6 +54,7 @@ NETWORKS = {
     "mgn-r18-ibn": ModelSpec(ResNetSpec(ibn="a"), HeadSpec(embedding_dim=256), "mgn"),
 }
 _RUNS, _ROUNDS, _CROPS = 300, 5, 64
+_WARM, _PROFILED = 10, 50
 
 
 def main() -> None:
@@ -66,6 +70,9 @@ def main() -> None:
         case "speed":
             for bundle, facts, engine in engines(options.place):
                 print(speed(bundle, facts, engine), flush=True)
+        case "layers":
+            for bundle, facts, _ in engines(options.place):
+                print(*layers(bundle, facts), sep="\n", flush=True)
         case "parity":
             truths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
             for bundle, _, engine in engines(options.place):
@@ -169,6 +176,47 @@ def speed(bundle: Bundle, facts: EngineFacts, engine: Embedder) -> str:
     )
 
 
+def layers(bundle: Bundle, facts: EngineFacts) -> Iterator[str]:
+    """Medians of an engine's layers over launches of its largest batch, on whatever is in the card's memory."""
+    from reidkit.runtime import cuda
+    from reidkit.runtime.flavour import open_flavour
+    from reidkit.runtime.tensorrt import machine_of
+
+    flavour = open_flavour(facts.runtime)
+    trt = flavour.trt
+
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: dict[str, list[float]] = {}
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            self.seen.setdefault(name, []).append(ms)
+
+    batch, profiler = facts.profiles[-1].best, Profiler()
+    with cuda.on_device(0):
+        log = flavour.log()
+        runtime = trt.Runtime(log)
+        _, data = open_engine(bundle, facts.runtime, facts.precision, facts.via, machine_of(flavour))
+        engine = runtime.deserialize_cuda_engine(data)
+        context, stream = engine.create_execution_context(), cuda.Stream()
+        spec = bundle.manifest.input
+        crops = cuda.DeviceMemory(batch * spec.height * spec.width * 3)
+        embeddings = cuda.DeviceMemory(batch * bundle.manifest.embedding.dim * 4)
+        context.set_input_shape(CROPS, (batch, spec.height, spec.width, 3))
+        context.set_tensor_address(CROPS, crops.address)
+        context.set_tensor_address(EMBEDDINGS, embeddings.address)
+        for run in range(_WARM + _PROFILED):
+            if run == _WARM:
+                context.profiler = profiler
+            context.execute_async_v3(stream.number)
+            stream.synchronize()
+    medians = {name: float(np.median(times)) for name, times in profiler.seen.items()}
+    yield f"{bundle.path.stem}: {len(medians)} layers, {sum(medians.values()):.4f} ms"
+    for name, ms in sorted(medians.items(), key=lambda layer: -layer[1]):
+        yield f"{ms:9.4f}  {name}"
+
+
 def truth_of(bundle: Bundle, images: Path) -> tuple[np.ndarray, np.ndarray]:
     """Crops of pictures, and PyTorch's embeddings of them, of unit length."""
     crops = np.stack([load_crop(file, bundle.manifest.input) for file in image_files(images)[:_CROPS]])
@@ -242,7 +290,7 @@ def timed(call: Callable[[], object]) -> list[float]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["draw", "build", "one", "speed", "parity", "compiled"])
+    parser.add_argument("what", choices=["draw", "build", "one", "speed", "parity", "layers", "compiled"])
     parser.add_argument("place", type=Path, help="folder of models and engines; of `compiled`, a bundle")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--runtime", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt")

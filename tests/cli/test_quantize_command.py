@@ -105,15 +105,18 @@ def test_a_folder_of_pictures_to_test_on_is_known_as_such(run, bundle, market, m
 
 
 def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch):
-    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.5, mean_cosine=1.0))
     status, out, err = run("quantize", bundle, "--calibration", market, "--images", 4)
     assert status == 1
     assert out.count("FAILED") == 3
+    assert out.count(" mean ") == 2
     told = "tiny.reid now has int8 graphs that fail"
-    assert f"{told}: quantise it again with --search" in " ".join(err.split())
+    text = " ".join(err.split())
+    assert f"{told}: `reid verify {bundle} --data ROOT --precision int8` says what they cost; quantise it again" in text
+    assert "again with other pictures (--calibration) or another --method, or with --search" in text
     status, _, err = run("quantize", bundle)
     assert status == 1
-    assert f"{told}, in place of earlier ones: quantise" in " ".join(err.split())
+    assert f"{told}, in place of earlier ones: `reid verify" in " ".join(err.split())
 
 
 @pytest.mark.usefixtures("_tolerant")
@@ -207,7 +210,7 @@ def trained(bundle, tmp_path):
 
 
 @pytest.mark.usefixtures("_tolerant")
-def test_what_training_has_learned_and_has_not(run, bundle, trained, market):
+def test_what_training_has_learned_and_has_not(run, bundle, trained, market, monkeypatch):
     command = ("quantize", bundle, "--ranges", trained, "--calibration", market)
     status, _, err = run(*command, "--images", 0)
     assert status == 2
@@ -222,6 +225,10 @@ def test_what_training_has_learned_and_has_not(run, bundle, trained, market):
     status, _, err = run(*command, "--images", 4, "--keep-float", "backbone.conv1")
     assert status == 0, err
     assert table_of(bundle).floats == ("backbone.conv1", "backbone.layer1.0.conv1")
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
+    status, _, err = run(*command, "--images", 4)
+    assert status == 1
+    assert "quantise it again without --ranges, or train it again with layers in float" in " ".join(err.split())
 
 
 def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """`reid verify` in several precisions, and on a data set."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,30 @@ def test_an_engine_that_finds_others_fails(run, tiny_bundle, market, monkeypatch
     status, out, _ = run(*command, "--max-map-drop", 100)
     assert status == 0
     assert "; 100 points may be lost" in out
+
+
+def test_what_int8_costs_is_measured_also_where_drawn_crops_are_far_off(
+    run, tiny_bundle, market, monkeypatch, tmp_path
+):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.0, mean_cosine=0.1))
+    assert run("quantize", bundle, "--calibration", market, "--images", 8)[0] == 1
+    command = ("verify", bundle, "--runtime", "onnxruntime", "--data", market, "--max-map-drop", 100)
+    status, out, _ = run(*command, "--precision", "int8")
+    assert status == 1
+    parity, _, agreement = out.partition("beside onnxruntime float32")
+    assert "FAILED" in parity
+    assert "passed" not in parity
+    assert "onnxruntime int8" in agreement
+    assert "passed" in agreement
+
+
+def test_where_no_engine_passes_nothing_is_measured(run, tiny_bundle, market, monkeypatch):
+    monkeypatch.setitem(verify.TOLERANCES, "float32", verify.Tolerance(0.0, 1.0))
+    status, out, _ = run("verify", tiny_bundle, "--runtime", "pytorch", "--data", market)
+    assert status == 1
+    assert "no engine passes: nothing was measured on market1501 market" in out
+    assert "beside" not in out
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ GOLDEN = golden_of([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
 
 def test_the_same_embeddings_pass():
     parity = check_parity(Fake(GOLDEN.embeddings), GOLDEN)
-    assert parity == Parity("fake", "cpu", "float32", 0.0, 0.0, 1.0, Tolerance(1e-4, 0.99999))
+    assert parity == Parity("fake", "cpu", "float32", 0.0, 0.0, 1.0, 1.0, Tolerance(1e-4, 0.99999))
     assert parity.passed
 
 
@@ -60,6 +60,7 @@ def test_the_measures_by_hand():
     assert parity.max_abs == pytest.approx(0.5)
     assert parity.max_rel == pytest.approx(0.25)  # 0.5 / 5 and 0.25 / 1
     assert parity.min_cosine == pytest.approx(1 / np.hypot(1, 0.25))
+    assert parity.mean_cosine == pytest.approx((27 / np.hypot(3.0, 4.5) / 5 + 1 + parity.min_cosine) / 3)
     assert not parity.passed
 
 
@@ -68,6 +69,7 @@ def test_a_crop_on_its_own_counts_too():
     alone[1] = [2.0, 0.0]
     parity = check_parity(Fake(GOLDEN.embeddings, alone), GOLDEN)
     assert (parity.max_abs, parity.max_rel, parity.min_cosine) == pytest.approx((2.0, 2**0.5, 0.0))
+    assert parity.mean_cosine == pytest.approx(2 / 3)
     assert not parity.passed
 
 
@@ -112,6 +114,37 @@ def test_each_precision_has_its_own_tolerance(precision):
 def test_a_coarser_arithmetic_is_allowed_more():
     assert [t.relative for t in TOLERANCES.values()] == sorted(t.relative for t in TOLERANCES.values())
     assert [t.cosine for t in TOLERANCES.values()] == sorted((t.cosine for t in TOLERANCES.values()), reverse=True)
+
+
+def turned(*degrees):
+    """The golden embeddings, each turned by so much."""
+    angles = np.deg2rad(degrees)
+    cosine, sine = np.cos(angles), np.sin(angles)
+    x, y = GOLDEN.embeddings.T
+    return np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "passed"),
+    [
+        ((18, 3, 3), True),  # .951, and .983 on the average
+        ((0, 0, 27), False),  # .963 on the average, and this one .891
+        ((15, 15, 15), False),  # .966 each
+    ],
+)
+def test_in_int8_a_drawn_crop_may_be_far_off_and_not_all_of_them(degrees, passed):
+    parity = check_parity(Fake(turned(*degrees), precision="int8"), GOLDEN)
+    assert parity.passed is passed
+    assert parity.mean_cosine == pytest.approx(np.cos(np.deg2rad(degrees)).mean(), abs=1e-6)
+    assert parity.min_cosine == pytest.approx(np.cos(np.deg2rad(max(degrees))), abs=1e-6)
+    said = f", min cosine {parity.min_cosine:.6f} where 0.9 is wanted, mean cosine {parity.mean_cosine:.6f} where 0.97 "
+    assert said in parity.shortfall
+
+
+def test_the_mean_is_that_of_the_worst_batch():
+    parity = check_parity(Fake(turned(1, 1, 1), alone=turned(20, 20, 20), precision="int8"), GOLDEN)
+    assert parity.mean_cosine == pytest.approx(np.cos(np.deg2rad(20)), abs=1e-6)
+    assert not parity.passed
 
 
 def test_no_golden_crop_is_no_proof():

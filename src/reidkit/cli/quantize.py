@@ -1,5 +1,6 @@
 """`reid quantize`: a bundle gets graphs in eight bits, from one table of ranges, held to the golden embeddings."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -125,12 +126,20 @@ def quantize(
     rows, passed = hold_engines(opened, int8_engines(opened), precisions=["int8"])
     rows = [*rows, hold_tensorrt_graph(opened)]
     if not (passed and rows[-1].passed):
-        console.warn(
-            f"{opened.path.name} now has int8 graphs that fail{instead}: quantise it again with --search, with other "
-            "pictures (--calibration) or another --method"
-        )
+        _warn_of_failing(opened, instead, trained=ranges is not None)
         raise typer.Exit(1)
     return rows
+
+
+def _warn_of_failing(bundle: Bundle, instead: str, *, trained: bool) -> None:
+    again = "with other pictures (--calibration) or another --method, or with --search"
+    if trained:
+        again = "without --ranges, or train it again with layers in float"
+    measured = f"`reid verify {shlex.quote(str(bundle.path))} --data ROOT --precision int8`"
+    console.warn(
+        f"{bundle.path.name} now has int8 graphs that fail{instead}: {measured} says what they cost; quantise it again "
+        f"{again}"
+    )
 
 
 def _to_search_on(
@@ -290,7 +299,7 @@ def _searched(
         allowed = f"gained where {100 * drop:g} may be lost"
     lost = (
         f"{100 * abs(found.chosen.drop):.2f} points of {100 * found.mean_ap:.2f} are {allowed}, "
-        f"mean cosine {agreement.mean_cosine:.4f} where {TOLERANCES['int8'].cosine:g} has to be"
+        f"mean cosine {agreement.mean_cosine:.4f} where {TOLERANCES['int8'].mean_cosine:g} has to be"
     )
     if floats and found.met:
         stay = "1 layer stays" if len(floats) == 1 else f"{len(floats)} layers stay"

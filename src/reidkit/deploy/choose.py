@@ -212,11 +212,7 @@ def _try_way(
     except Exception as error:  # whatever a library raises costs its candidate, and is told
         return Trial(way, _in_words(error)), None
     if not parity.passed:
-        told = (
-            f"it fails verification: max rel {parity.max_rel:.1e} where {parity.tolerance.relative:g} is allowed, "
-            f"min cosine {parity.min_cosine:.6f} where {parity.tolerance.cosine:g} is wanted"
-        )
-        return Trial(way, told, parity), None
+        return Trial(way, f"it fails verification: {parity.shortfall}", parity), None
     return Trial(way, parity=parity), engine
 
 

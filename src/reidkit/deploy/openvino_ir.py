@@ -50,8 +50,7 @@ def write_ir(bundle: Bundle, out: Path | str, *, precision: Precision | None = N
     if not parity.passed:
         raise ModelError(
             f"OpenVINO IR of {bundle.path.name} does not give its golden embeddings; nothing was written",
-            got=f"max rel {parity.max_rel:.1e}, min cosine {parity.min_cosine:.6f}",
-            expected=f"{parity.tolerance.relative:g} at most, {parity.tolerance.cosine:g} at least",
+            got=parity.shortfall,
             fix="hold the engine to the bundle with `reid verify --runtime openvino`",
         )
     with output_file(out) as network, output_file(weights) as beside:
