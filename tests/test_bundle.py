@@ -154,7 +154,14 @@ class TestGolden:
 class TestWriting:
     @pytest.mark.parametrize(
         ("name", "better"),
-        [("m", "m.reid"), ("m.onnx", "m.reid"), ("m-1.5", "m-1.5.reid"), ("m.bak", "m.bak.reid"), ("m.REID", "m.reid")],
+        [
+            ("m", "m.reid"),
+            ("m.onnx", "m.reid"),
+            ("m.reid.onnx", "m.reid"),
+            ("m-1.5", "m-1.5.reid"),
+            ("m.bak", "m.bak.reid"),
+            ("m.REID", "m.reid"),
+        ],
     )
     def test_a_name_that_does_not_end_in_reid(self, tmp_path, name, better):
         with pytest.raises(BundleError) as caught:

@@ -145,7 +145,9 @@ def check_place(path: Path | str, *, overwrite: bool = False) -> None:
     path = Path(path)
     if path.suffix != SUFFIX:
         name = path.stem if path.suffix.lower() in _OTHER_SUFFIXES else path.name
-        raise BundleError("A bundle's name must end in .reid", got=str(path), fix=f"call it {name}{SUFFIX}")
+        raise BundleError(
+            "A bundle's name must end in .reid", got=str(path), fix=f"call it {name.removesuffix(SUFFIX)}{SUFFIX}"
+        )
     check_free(path, overwrite=overwrite, marker=MANIFEST)
 
 

@@ -15,6 +15,7 @@ from reidkit.deploy.choose import Chosen, Trial, choose
 from reidkit.deploy.ways import Way
 from reidkit.errors import ConfigError
 from reidkit.runtime.engine_facts import Choice, EngineFacts, Pick, Profile
+from reidkit.runtime.engine_store import write_engine
 
 
 @pytest.fixture
@@ -66,6 +67,16 @@ def test_the_usual_engine(run, bundle, asked):
         "tensorrt-8.6.0-ccany-float16-network: 2.5 MB, built in 61 s\n"
         f"not verified, for no card is here: run `reid verify {bundle} --runtime tensorrt` where it is used\n"
     )
+
+
+def test_an_engine_that_was_there_is_not_said_to_have_been_built(run, bundle, monkeypatch):
+    opened = open_bundle(bundle)
+    facts = EngineFacts("tensorrt", "8.6.0", "float16", "network", "0" * 64, (Profile(1, 1, 8),), build_seconds=61.4)
+    there = write_engine(opened, facts, b"kernels")
+    monkeypatch.setattr(command, "build_engine", lambda *_, **__: there)
+    status, out, err = run("build", bundle)
+    assert status == 0, err
+    assert out.startswith(f"{there.name}: 0.0 MB, there already\n")
 
 
 def test_everything_that_can_be_said(run, bundle, asked):

@@ -16,7 +16,7 @@ from reidkit.deploy.verify import check_parity
 from reidkit.deploy.ways import Way
 from reidkit.errors import ConfigError, require_one_of
 from reidkit.runtime import ENGINES
-from reidkit.runtime.engine_store import EngineFacts
+from reidkit.runtime.engine_store import EngineFacts, read_store
 from reidkit.runtime.flavour import LIBRARIES
 from reidkit.types import Via
 
@@ -92,6 +92,7 @@ def build(
             )
         _print(chosen, opened)
         return chosen
+    standing = {engine.sha256 for engine in read_store(opened)}
     with console.spinner("building; this takes minutes"):
         facts = build_engine(
             opened,
@@ -105,7 +106,8 @@ def build(
             device=device or "cuda",
             rebuild=rebuild,
         )
-    console.say(f"{facts.name}: {facts.size / 1e6:.1f} MB, built in {facts.build_seconds or 0:.0f} s")
+    how = "there already" if facts.sha256 in standing else f"built in {facts.build_seconds or 0:.0f} s"
+    console.say(f"{facts.name}: {facts.size / 1e6:.1f} MB, {how}")
     _prove(opened, facts, device)
     return facts
 

@@ -22,7 +22,7 @@ from reidkit.imaging import available_cores
 from reidkit.runtime import ENGINES
 from reidkit.runtime.engine_facts import RUNTIMES, EngineFacts, Machine, misfits, runs_on
 from reidkit.runtime.engine_store import engine_size, read_store
-from reidkit.runtime.machine import install_command, jetson, text_of
+from reidkit.runtime.machine import field_of, install_command, jetson, text_of
 
 _SECONDS = 120.0  # that an import may take on a cold disk
 _NVIDIA = Path("/proc/driver/nvidia")
@@ -216,18 +216,13 @@ def _cards(cuda: dict[str, Any]) -> tuple[tuple[Card, ...], str | None]:
     if "cards" in cuda:
         return tuple(_card(**card) for card in cuda["cards"]), None if cuda["cards"] else "CUDA sees no card"
     reason = cuda.get("no_cards") or cuda.get("problem") or "cuda-bindings is not installed"
-    names = [_model(file) for file in sorted(_NVIDIA.glob("gpus/*/information"))] or [jetson()]
+    names = [field_of(file, "Model") for file in sorted(_NVIDIA.glob("gpus/*/information"))] or [jetson()]
     return tuple(Card(name) for name in names if name), reason
 
 
 def _card(name: str, compute_capability: str, memory: int) -> Card:
     known = tuple(flavour for flavour in RUNTIMES if runs_on(flavour, compute_capability))
     return Card(name, compute_capability, memory, known)
-
-
-def _model(information: Path) -> str:
-    lines = (line.partition(":") for line in text_of(information).splitlines())
-    return next((value.strip() for key, _, value in lines if key.strip() == "Model"), "")
 
 
 def _major_minor(version: str) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def has_card() -> bool:
 
 def _cards() -> list[str]:
     """Names of NVIDIA's cards: the driver's word, or CUDA's where that says nothing, as in some containers."""
-    told = sorted({name for file in _NVIDIA.glob("*/information") if (name := _field(file, "Model"))})
+    told = sorted({name for file in _NVIDIA.glob("*/information") if (name := field_of(file, "Model"))})
     return told or _cards_of_cuda()
 
 
@@ -62,10 +62,10 @@ def _cards_of_cuda() -> list[str]:
 
 
 def _processor() -> str:
-    return _field(_PROCESSOR, "model name") or platform.processor() or platform.machine() or "unknown processor"
+    return field_of(_PROCESSOR, "model name") or platform.processor() or platform.machine() or "unknown processor"
 
 
-def _field(file: Path, name: str) -> str:
+def field_of(file: Path, name: str) -> str:
     """The first value of a name in a file of `name : value` lines; empty where there is none."""
     pairs = (line.partition(":") for line in text_of(file).splitlines())
     return next((" ".join(value.split()) for key, _, value in pairs if key.strip() == name), "")
