@@ -36,6 +36,7 @@ from reidkit.bundle import Bundle, open_bundle
 from reidkit.deploy.bench import device_ms
 from reidkit.deploy.build import build_engine
 from reidkit.deploy.verify import check_parity
+from reidkit.errors import EngineError
 from reidkit.imaging import image_files, load_crop
 from reidkit.manifest import Provenance
 from reidkit.runtime import RuntimeName, load
@@ -71,7 +72,7 @@ def main() -> None:
             for bundle, facts, engine in engines(options.place):
                 print(speed(bundle, facts, engine), flush=True)
         case "layers":
-            for bundle, facts, _ in engines(options.place):
+            for bundle, facts in stored(options.place):
                 print(*layers(bundle, facts), sep="\n", flush=True)
         case "parity":
             truths: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -157,21 +158,28 @@ def one(options: argparse.Namespace) -> None:
     print(f"{place.stem}: {facts.size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s")
 
 
-def engines(place: Path) -> Iterator[tuple[Bundle, EngineFacts, Embedder]]:
-    """What was built, opened one after the other."""
+def stored(place: Path) -> Iterator[tuple[Bundle, EngineFacts]]:
+    """What was built."""
     for path in sorted((place / "engines").glob("*.reid")):
         if not path.name.startswith("unfinished-"):
             bundle = open_bundle(path)
             for facts in read_store(bundle):
-                runtime = cast("RuntimeName", facts.runtime)
-                yield bundle, facts, load(bundle, runtime, precision=facts.precision, via=facts.via)
+                yield bundle, facts
+
+
+def engines(place: Path) -> Iterator[tuple[Bundle, EngineFacts, Embedder]]:
+    """The same, opened one after the other."""
+    for bundle, facts in stored(place):
+        runtime = cast("RuntimeName", facts.runtime)
+        yield bundle, facts, load(bundle, runtime, precision=facts.precision, via=facts.via)
 
 
 def speed(bundle: Bundle, facts: EngineFacts, engine: Embedder) -> str:
     parity, batch = check_parity(engine, bundle.golden()), facts.profiles[-1].best
     ms = device_ms(engine, batch, _RUNS)
     return (
-        f"{bundle.path.stem:<40} batch {batch:<4} {ms:8.4f} ms   golden cosine {parity.min_cosine:.7f}"
+        f"{bundle.path.stem:<40} batch {batch:<4} {ms:8.4f} ms   golden cosine {parity.min_cosine:.7f} "
+        f"mean {parity.mean_cosine:.7f}"
         f"   {facts.size / 1e6:6.1f} MB   built in {facts.build_seconds:.0f} s"
     )
 
@@ -193,23 +201,29 @@ def layers(bundle: Bundle, facts: EngineFacts) -> Iterator[str]:
         def report_layer_time(self, name: str, ms: float) -> None:
             self.seen.setdefault(name, []).append(ms)
 
-    batch, profiler = facts.profiles[-1].best, Profiler()
+    def must(done: object) -> None:
+        if not done:
+            raise EngineError(f"TensorRT refuses {facts.name}", got=log.last_error())
+
+    log, batch, profiler = flavour.log(), facts.profiles[-1].best, Profiler()
     with cuda.on_device(0):
-        log = flavour.log()
         runtime = trt.Runtime(log)
         _, data = open_engine(bundle, facts.runtime, facts.precision, facts.via, machine_of(flavour))
         engine = runtime.deserialize_cuda_engine(data)
+        must(engine is not None)
         context, stream = engine.create_execution_context(), cuda.Stream()
+        must(context is not None)
+        must(context.set_optimization_profile_async(len(facts.profiles) - 1, stream.number))
         spec = bundle.manifest.input
         crops = cuda.DeviceMemory(batch * spec.height * spec.width * 3)
         embeddings = cuda.DeviceMemory(batch * bundle.manifest.embedding.dim * 4)
-        context.set_input_shape(CROPS, (batch, spec.height, spec.width, 3))
-        context.set_tensor_address(CROPS, crops.address)
-        context.set_tensor_address(EMBEDDINGS, embeddings.address)
+        must(context.set_input_shape(CROPS, (batch, spec.height, spec.width, 3)))
+        must(context.set_tensor_address(CROPS, crops.address))
+        must(context.set_tensor_address(EMBEDDINGS, embeddings.address))
         for run in range(_WARM + _PROFILED):
             if run == _WARM:
                 context.profiler = profiler
-            context.execute_async_v3(stream.number)
+            must(context.execute_async_v3(stream.number))
             stream.synchronize()
     medians = {name: float(np.median(times)) for name, times in profiler.seen.items()}
     yield f"{bundle.path.stem}: {len(medians)} layers, {sum(medians.values()):.4f} ms"

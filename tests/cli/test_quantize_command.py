@@ -105,18 +105,20 @@ def test_a_folder_of_pictures_to_test_on_is_known_as_such(run, bundle, market, m
 
 
 def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch):
-    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.5, mean_cosine=1.0))
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.5, mean=verify.Tolerance(0.0, 1.0)))
     status, out, err = run("quantize", bundle, "--calibration", market, "--images", 4)
     assert status == 1
     assert out.count("FAILED") == 3
-    assert out.count(" mean ") == 2
+    assert out.count(" mean cosine ") == 2
     told = "tiny.reid now has int8 graphs that fail"
     text = " ".join(err.split())
-    assert f"{told}: `reid verify {bundle} --data ROOT --precision int8` says what they cost; quantise it again" in text
-    assert "again with other pictures (--calibration) or another --method, or with --search" in text
+    cpu = f"`reid verify {bundle} --data ROOT --precision int8`"
+    tensorrt = f"`reid verify {bundle} --data ROOT --runtime tensorrt --precision int8` where an engine was built"
+    assert f"{told}. {cpu} and {tensorrt} says what they cost on real pictures" in text
+    assert "there is --keep-float LAYER, other pictures (--calibration), another --method, --search" in text
     status, _, err = run("quantize", bundle)
     assert status == 1
-    assert f"{told}, in place of earlier ones: `reid verify" in " ".join(err.split())
+    assert f"{told}, in place of earlier ones. `reid verify" in " ".join(err.split())
 
 
 @pytest.mark.usefixtures("_tolerant")
@@ -148,7 +150,7 @@ def test_the_fewest_layers_are_found(run, bundle, market, tmp_path):
 def test_what_a_search_has_found_is_said(floats, drop, met, text, tmp_path, monkeypatch, capsys):
     small, table = quantizable_bundle.write(tmp_path / "small.reid"), Calibration("0" * 64, 1, "minmax", {}, {})
     rounded = SimpleNamespace(error=0.1, mean_ap=0.8)
-    agreement = SimpleNamespace(mean_cosine=0.99)
+    agreement = SimpleNamespace(mean_cosine=0.99, least_cosine=0.97)
     chosen = SimpleNamespace(floats=tuple(floats), drop=drop, agreement=agreement)
     found = SimpleNamespace(rounded=rounded, groups=(), chosen=chosen, mean_ap=0.9, float_share=0.25, met=met)
     monkeypatch.setattr(sensitivity, "search", lambda *_, **__: found)
@@ -228,7 +230,7 @@ def test_what_training_has_learned_and_has_not(run, bundle, trained, market, mon
     monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 1.0))
     status, _, err = run(*command, "--images", 4)
     assert status == 1
-    assert "quantise it again without --ranges, or train it again with layers in float" in " ".join(err.split())
+    assert " ".join(err.split()).endswith("to quantise it otherwise, there is --keep-float LAYER")
 
 
 def test_unreadable_pictures(run, bundle, market, tmp_path, monkeypatch):

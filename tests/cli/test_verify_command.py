@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reidkit.deploy import verify
+from reidkit.runtime.onnxruntime import OnnxRuntimeEmbedder
 from reidkit.runtime.pytorch import PyTorchEmbedder
 
 
@@ -64,22 +65,48 @@ def test_what_int8_costs_is_measured_also_where_drawn_crops_are_far_off(
     run, tiny_bundle, market, monkeypatch, tmp_path
 ):
     bundle = shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
-    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.0, mean_cosine=0.1))
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.0, 0.0, mean=verify.Tolerance(1.0, 0.1)))
     assert run("quantize", bundle, "--calibration", market, "--images", 8)[0] == 1
     command = ("verify", bundle, "--runtime", "onnxruntime", "--data", market, "--max-map-drop", 100)
-    status, out, _ = run(*command, "--precision", "int8")
+    status, out, err = run(*command, "--precision", "int8")
     assert status == 1
     parity, _, agreement = out.partition("beside onnxruntime float32")
     assert "FAILED" in parity
     assert "passed" not in parity
     assert "onnxruntime int8" in agreement
     assert "passed" in agreement
+    said = " ".join(err.split())
+    assert "onnxruntime int8 is beyond that: max rel " in said
+    assert "onnxruntime int8 passes on market1501 market, and not on golden crops" in said
+
+
+@pytest.mark.parametrize("times", [0.0, np.nan])
+def test_int8_that_is_no_number_is_not_measured_and_the_others_are(
+    run, tiny_bundle, market, monkeypatch, tmp_path, times
+):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "tiny.reid")
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(10.0, -1.0))
+    assert run("quantize", bundle, "--calibration", market, "--images", 8)[0] == 0
+    embed = OnnxRuntimeEmbedder.embed
+
+    def ruined(self, crops):
+        return embed(self, crops) * np.float32(times if self.spec.precision == "int8" else 1)
+
+    monkeypatch.setattr(OnnxRuntimeEmbedder, "embed", ruined)
+    command = ("verify", bundle, "--runtime", "onnxruntime", "--data", market, "--max-map-drop", 100)
+    status, out, err = run(*command, "--precision", "int8", "--precision", "fp32")
+    assert status == 1
+    agreement = out.partition("beside onnxruntime float32")[2]
+    assert "onnxruntime float32" in agreement
+    assert "int8" not in agreement
+    assert "onnxruntime int8 is beyond that" in err
 
 
 def test_where_no_engine_passes_nothing_is_measured(run, tiny_bundle, market, monkeypatch):
     monkeypatch.setitem(verify.TOLERANCES, "float32", verify.Tolerance(0.0, 1.0))
-    status, out, _ = run("verify", tiny_bundle, "--runtime", "pytorch", "--data", market)
+    status, out, err = run("verify", tiny_bundle, "--runtime", "pytorch", "--data", market)
     assert status == 1
+    assert "embedding" not in err
     assert "no engine passes: nothing was measured on market1501 market" in out
     assert "beside" not in out
 

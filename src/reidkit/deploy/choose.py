@@ -212,7 +212,8 @@ def _try_way(
     except Exception as error:  # whatever a library raises costs its candidate, and is told
         return Trial(way, _in_words(error)), None
     if not parity.passed:
-        return Trial(way, f"it fails verification: {parity.shortfall}", parity), None
+        told = f"it fails verification: {parity.in_words}; expected: {parity.tolerance.in_words}"
+        return Trial(way, told, parity), None
     return Trial(way, parity=parity), engine
 
 

@@ -50,7 +50,8 @@ def write_ir(bundle: Bundle, out: Path | str, *, precision: Precision | None = N
     if not parity.passed:
         raise ModelError(
             f"OpenVINO IR of {bundle.path.name} does not give its golden embeddings; nothing was written",
-            got=parity.shortfall,
+            got=parity.in_words,
+            expected=parity.tolerance.in_words,
             fix="hold the engine to the bundle with `reid verify --runtime openvino`",
         )
     with output_file(out) as network, output_file(weights) as beside:

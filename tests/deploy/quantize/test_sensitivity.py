@@ -196,7 +196,7 @@ def test_a_drop_that_cannot_be_met_is_said(make, split):
 
 def test_what_the_gate_would_refuse_is_not_chosen(ruined, split, monkeypatch):
     """All mAP may be lost, and still embeddings have to be near."""
-    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.25, 0.9, mean_cosine=0.99))
+    monkeypatch.setitem(verify.TOLERANCES, "int8", verify.Tolerance(0.25, 0.9, mean=verify.Tolerance(0.25, 0.99)))
     bundle, table = ruined
     found = search(bundle, table, split, max_map_drop=1.0, threads=1)
     assert found.rounded.agreement.mean_cosine < 0.99
