@@ -70,7 +70,7 @@ def test_what_a_run_in_eight_bits_has_learned_is_not_lost_in_silence(run, tmp_pa
         status, _, err = run("export", source, "--out", out)
         assert status == 0
         bundle = out if made == "OUT" else made
-        advice = f"`reid quantize {bundle} --ranges {source} --calibration DATA` makes the graphs in eight"
+        advice = f"`reid quantize {bundle} --ranges {source} --calibration DATA` makes the int8 graphs"
         said = f"warning: {source} was trained for eight bits, and {name} is in floats: {advice}"
         assert (said in " ".join(err.split())) == (made is not None)
         assert err.count("warning") == (made is not None)

@@ -78,17 +78,22 @@ def bench(
         del embedder  # the next one may want the memory
     if not rows:
         raise RuntimeMissing(
-            "No engine here can run this bundle", got=f"device {device}", fix="install one: reidkit[onnx]"
+            "None of these engines can run this bundle here",
+            got=f"device {device or 'not named'}",
+            fix="name another --runtime or --device; `reid doctor` says what is here",
         )
     _print(rows)
     if record:
         record_latency(opened, rows)
+        console.say(f"recorded in {opened.path}")
     if csv_file is not None:
         _write_csv(csv_file, rows)
+        console.say(f"wrote {csv_file}")
     if plot is not None:
         from reidkit.report.latency_plot import write_latency_plot
 
         write_latency_plot(plot, rows)
+        console.say(f"wrote {plot}")
     return rows
 
 

@@ -87,12 +87,12 @@ def compare(
     comparison = compare_reports(before, after)
     names = _names(before.embedded, after.embedded)
     _print(comparison, names, settings)
-    writers: list[Callable[[], object]] = []
+    writers: list[tuple[object, Callable[[], object]]] = []
     if json_file is not None:
-        writers.append(lambda: write_json(json_file, comparison.as_dict(*names)))
+        writers.append((json_file, lambda: write_json(json_file, comparison.as_dict(*names))))
     if html is not None:
         results = (found_before, found_after)
-        writers.append(lambda: _write_page(html, comparison, results, names, settings, max_queries))
+        writers.append((html, lambda: _write_page(html, comparison, results, names, settings, max_queries)))
     write_each(writers)
     return comparison
 

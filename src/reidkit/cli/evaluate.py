@@ -120,15 +120,16 @@ def evaluate(
     print_reports(reports)
     if any(report.unmatched or report.lost for report in reports):
         console.say("--json and --html name the queries that were not measured.")
-    writers: list[Callable[[], object]] = []
+    writers: list[tuple[object, Callable[[], object]]] = []
     if json_file is not None:
-        writers.append(lambda: write_json(json_file, [report.as_dict() for report in reports]))
+        writers.append((json_file, lambda: write_json(json_file, [report.as_dict() for report in reports])))
     if csv_file is not None:
-        writers.append(lambda: write_evaluation_csv(csv_file, reports))
+        writers.append((csv_file, lambda: write_evaluation_csv(csv_file, reports)))
     if record:
-        writers.append(lambda: record_measured(measured))
+        manifests = ", ".join(dict.fromkeys(str(bundle.path / MANIFEST) for bundle, _ in measured if bundle))
+        writers.append((manifests, lambda: record_measured(measured)))
     if html is not None:
-        writers.append(lambda: _write_page(html, reports))
+        writers.append((html, lambda: _write_page(html, reports)))
     write_each(writers)
     return reports
 

@@ -78,7 +78,7 @@ def _warn_of_ranges(source: Path, out: Path) -> None:
     bundle = "BUNDLE" if out.suffix in _WEIGHTS else shlex.quote(str(out))
     console.warn(
         f"{source} was trained for eight bits, and {out.name} is in floats: "
-        f"`reid quantize {bundle} --ranges {shlex.quote(str(source))} --calibration DATA` makes the graphs in eight"
+        f"`reid quantize {bundle} --ranges {shlex.quote(str(source))} --calibration DATA` makes the int8 graphs"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from reidkit.atomic import output_file
-from reidkit.cli.console import show_error
+from reidkit.cli.console import say, show_error
 from reidkit.errors import ConfigError, OutputError, ReidkitError
 
 
@@ -57,19 +57,24 @@ def require_libraries(*names: str) -> None:
         importlib.import_module(name)
 
 
-def write_each(writers: Iterable[Callable[[], object]]) -> None:
-    """Writes one file after another; one that fails costs none of the others.
+def write_each(writers: Iterable[tuple[object, Callable[[], object]]]) -> None:
+    """Writes one file after another, and says so; one that fails costs none of the others.
+
+    Args:
+        writers: where each writes, and what does it.
 
     Raises:
         typer.Exit: with status 2, where one failed; why was printed.
     """
     failed = False
-    for write in writers:
+    for place, write in writers:
         try:
             write()
         except (ReidkitError, OSError) as error:
             failed = True
             show_error(error if isinstance(error, ReidkitError) else OutputError(f"A file cannot be written: {error}"))
+        else:
+            say(f"wrote {place}")
     if failed:
         raise typer.Exit(2)
 

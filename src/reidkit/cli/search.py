@@ -88,11 +88,10 @@ def search(
     title = f"{name}: search"
     write_each(
         [
-            lambda: _write_page(out, results, title, facts, max_queries),
-            lambda: _write_sheet(sheet, results, title),
+            (out, lambda: _write_page(out, results, title, facts, max_queries)),
+            (sheet, lambda: _write_sheet(sheet, results, title)),
         ]
     )
-    console.say(f"wrote {out} and {sheet}")
 
 
 def _sources(

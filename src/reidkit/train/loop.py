@@ -196,8 +196,10 @@ def _measured(model: RoundedNetwork, recipe: Recipe, settings: Quantization, sou
     given = [name for name in model.grids if name in model.given]
     preprocess = Preprocess(recipe.input).to(model.rate.device)
     measure_ranges(model, preprocess, (source.batch(batch) for batch in batches), but=given)
-    rest = f"{len(model.grids) - len(given)} measured on {len(chosen)} training crops"
-    return f"eight bits as {model.engine}: ranges of {len(given)} values from the bundle's table, of {rest}"
+    rest = len(model.grids) - len(given)
+    sources = [f"{len(given)} values from the bundle's table"] if given else []
+    sources += [f"{rest} values measured on {len(chosen)} training crops"] if rest else []
+    return f"eight bits as {model.engine}: ranges of {' and '.join(sources)}"
 
 
 def _earlier_state(out: Path, recipe: Recipe, data: TrainingData, *, resume: bool, overwrite: bool) -> RunState | None:
