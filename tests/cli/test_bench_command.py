@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reidkit.cli.bench import _print
+from reidkit.errors import RuntimeMissing
 from reidkit.manifest import Latency
 
 QUICK = ("--batch", 1, "--seconds", 0)
@@ -24,6 +25,20 @@ def test_every_combination_that_is_there(run, tiny_bundle, tmp_path):
     assert {row["gpu_ms"] for row in rows} == {""}
     assert "onnxruntime bfloat16 is left out: onnxruntime does not run this bundle in bfloat16 here" in err
     assert "GPU ms" not in out
+
+
+def test_where_nothing_runs_it_is_said_what_to_look_at(run, tiny_bundle, monkeypatch):
+    def absent(*_, **__):
+        raise RuntimeMissing("it is not here")
+
+    monkeypatch.setattr("reidkit.cli.bench.open_way", absent)
+    status, _, err = run(
+        "bench", tiny_bundle, *QUICK, "--runtime", "pytorch", "--runtime", "onnxruntime", "--precision", "fp32"
+    )
+    assert status == 2
+    assert err.count("is left out: it is not here") == 2
+    assert "None of these engines can run this bundle here\n  got: device not named" in err
+    assert "`reid doctor` says what is here" in err
 
 
 @pytest.mark.usefixtures("plain_processor")

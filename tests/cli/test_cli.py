@@ -103,6 +103,7 @@ def test_bench(run, tiny_bundle, market, tmp_path):
     assert len(rows) == 12
     assert "images/s" in out
     assert is_png(tmp_path / "t.png")
+    assert out.endswith(f"wrote {tmp_path / 't.csv'}\nwrote {tmp_path / 't.png'}\n")
 
 
 def test_inspect(run, market):

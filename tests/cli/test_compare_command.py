@@ -15,6 +15,8 @@ def test_two_models(run, tiny_bundle, other_bundle, market, tmp_path):
     )
     assert status == 0, err
     assert "on these 6 queries: mAP" in out
+    assert f"wrote {values}" in out
+    assert out.endswith(f"wrote {page}\n")
     found = json.loads(values.read_text())
     assert [change["measure"] for change in found["measures"]] == ["mAP", "rank-1", "mINP"]
     assert found["measures"][0]["a"] == pytest.approx(found["a"]["mAP"])

@@ -26,6 +26,7 @@ def test_evaluate(run, tiny_bundle, market, tmp_path):
     assert "embedding" in err  # a bar each
     assert "ranking" in err
     assert "6 of 7 queries are valid; 1 without a match from another camera. Gallery: 7 crops" in out
+    assert out.endswith(f"wrote {tmp_path / 'a.json'}\nwrote {copy / 'manifest.json'}\n")
     (report,) = json.loads((tmp_path / "a.json").read_text())
     counts = report["queries"]
     assert (counts["total"], counts["valid"], counts["unmatched"]) == (7, 6, 1)

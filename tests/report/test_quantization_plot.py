@@ -76,19 +76,20 @@ def ends(axes: Axes):
     return [(round(bar.get_x(), 9), round(bar.get_x() + bar.get_width(), 9)) for bar in bars]
 
 
-def test_bars_say_what_a_group_takes_away_and_gives_back(tmp_path, figures):
+def test_bars_say_what_a_block_takes_away_and_gives_back(tmp_path, figures):
     draw(tmp_path / "x.png")
     left, right = figures[0].axes
     assert ends(left) == [(0.02, 0.02), (0.02, 0.008), (0.02, 0.019)]
     assert ends(right) == [(0, -0.1), (0, 3), (0, 0.2)]
     assert left.get_xscale() == "linear"
+    assert left.get_xlim()[0] == 0
     assert [round(line.get_xdata()[0], 9) for line in right.lines] == [0, 4, 3.5]  # of float, and of what is allowed
     whiskers = [segment[:, 0] for segment in right.collections[0].get_segments()]
     assert [list(x) for x in whiskers] == [pytest.approx(x) for x in ([-1.1, 0.9], [2, 4], [-0.8, 1.2])]
     assert left.get_ylim() == right.get_ylim() == (2.6, -0.6)  # the first group is at the top
 
 
-def test_groups_that_stay_float_are_marked(tmp_path, figures):
+def test_blocks_that_stay_float_are_marked(tmp_path, figures):
     draw(tmp_path / "x.png")
     draw(tmp_path / "none.png", [replace(row, kept=()) for row in ROWS])
     assert {BLUE, VERMILLION} <= colors(tmp_path / "x.png")

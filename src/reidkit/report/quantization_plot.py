@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -20,7 +21,7 @@ from reidkit.metrics.bootstrap import PairedDifference
 from reidkit.report.plotting import COLORS, FAINT, GRID, INK, dress
 from reidkit.report.results import printable
 
-_ROUNDED, _KEPT = COLORS[0], COLORS[1]
+_ROUNDED, _KEPT, _INTERVAL = COLORS[0], COLORS[1], "#93a4bd"
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDE_RANGE = 30.0  # above this ratio of largest to smallest, a linear axis would flatten the small ones
 _NAME = 34  # letters of a group's name
@@ -127,11 +128,11 @@ def write_sensitivity_plot(
     """
     kind = plot_format(out)
     _check_rows(rows, (error, drop, max_drop))
-    figure = _figure(11.0, 1.9 + 0.27 * len(rows))
+    figure = _figure(11.0, 2.2 + 0.27 * len(rows))
     left, right = figure.subplots(1, 2)
     _draw_errors(left, rows, error)
-    _draw_gains(right, rows)
-    lines = {
+    lines: dict[str, Line2D | LineCollection] = {
+        "95 % interval": _draw_gains(right, rows),
         "all in eight bits": right.axvline(0, color=INK, linewidth=1.2),
         "float network": right.axvline(100 * drop, color=FAINT, linestyle="--", linewidth=1.5),
         "allowed drop": right.axvline(100 * (drop - max_drop), color=COLORS[2], linestyle=":", linewidth=1.5),
@@ -140,10 +141,10 @@ def write_sensitivity_plot(
         axes.set_ylim(len(rows) - 0.4, -0.6)
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(_KEPT if row.kept else INK)
-    bars = {"one group in float": Patch(color=_ROUNDED)}
+    bars = {"one block in float": Patch(color=_ROUNDED)}
     if any(row.kept for row in rows):
         bars["so many of its layers are chosen to stay float"] = Patch(color=_KEPT)
-    _finish(figure, {**bars, **lines}, title)
+    _finish(figure, {**bars, **lines}, title, columns=5 if len(bars) == 1 else 3)
     _save(figure, out, kind)
 
 
@@ -194,7 +195,9 @@ def write_calibration_plot(
 
 
 def _draw_errors(axes: Axes, rows: Sequence[SensitivityRow], error: float) -> None:
-    _dress_bars(axes, "Error with one group in float", "1 - mean cosine to the float network")
+    _dress_bars(
+        axes, "Error with one block in float", "1 - mean cosine to the float network (by the names: share of the work)"
+    )
     # Bars begin at what they are compared with: a logarithmic axis has no 0 to begin at.
     axes.barh(range(len(rows)), [row.error - error for row in rows], left=error, height=0.62, color=_colors(rows))
     axes.axvline(error, color=INK, linewidth=1.2)
@@ -206,20 +209,21 @@ def _draw_errors(axes: Axes, rows: Sequence[SensitivityRow], error: float) -> No
         axes.xaxis.set_major_locator(LogLocator())
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1e-6
-        axes.set_xlim(low - margin, high + margin)
+        axes.set_xlim(min(0.0, low), 1.06 * high or 1e-6)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-def _draw_gains(axes: Axes, rows: Sequence[SensitivityRow]) -> None:
-    _dress_bars(axes, "mAP gained with one group in float", "points of mAP, 95 % interval")
+def _draw_gains(axes: Axes, rows: Sequence[SensitivityRow]) -> LineCollection:
+    """Gives what draws the intervals, for the legend."""
+    _dress_bars(axes, "mAP gained with one block in float", "points of mAP")
     places = range(len(rows))
     axes.barh(places, [100 * row.gain.difference for row in rows], height=0.62, color=_colors(rows))
     low, high = ([100 * row.gain.interval[end] for row in rows] for end in (0, 1))
-    axes.hlines(places, low, high, color=INK, linewidth=1.2)
+    intervals = axes.hlines(places, low, high, color=_INTERVAL, linewidth=3)
     axes.yaxis.tick_right()
     axes.set_yticks(places, [f"{len(row.kept)} of {len(row.layers)}" if row.kept else "" for row in rows])
+    return intervals
 
 
 def _colors(rows: Sequence[SensitivityRow]) -> list[str]:
@@ -285,10 +289,12 @@ def _dress_bars(axes: Axes, title: str, unit: str) -> None:
     axes.grid(axis="x", color=GRID)
 
 
-def _finish(figure: Figure, legend: Mapping[str, Line2D | Patch], title: str) -> None:
-    columns = min(7, len(legend))
+def _finish(
+    figure: Figure, legend: Mapping[str, Line2D | LineCollection | Patch], title: str, *, columns: int = 7
+) -> None:
+    most = min(columns, len(legend))
     figure.legend(
-        list(legend.values()), list(legend), loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK
+        list(legend.values()), list(legend), loc="outside lower center", ncols=most, frameon=False, labelcolor=INK
     )
     if title:
         figure.suptitle(printable(title), color=INK, fontsize=14, fontweight="bold")
