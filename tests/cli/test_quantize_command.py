@@ -114,11 +114,11 @@ def test_an_engine_that_comes_out_wrong_is_told(run, bundle, market, monkeypatch
     text = " ".join(err.split())
     cpu = f"`reid verify {bundle} --data ROOT --precision int8`"
     tensorrt = f"`reid verify {bundle} --data ROOT --runtime tensorrt --precision int8` where an engine was built"
-    assert f"{told}. {cpu} and {tensorrt} says what they cost on real pictures" in text
+    assert f"{told}. What they cost on real pictures is told by {cpu} and {tensorrt}; to quantise" in text
     assert "there is --keep-float LAYER, other pictures (--calibration), another --method, --search" in text
     status, _, err = run("quantize", bundle)
     assert status == 1
-    assert f"{told}, in place of earlier ones. `reid verify" in " ".join(err.split())
+    assert f"{told}, in place of earlier ones. What they" in " ".join(err.split())
 
 
 @pytest.mark.usefixtures("_tolerant")

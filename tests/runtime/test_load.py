@@ -132,14 +132,23 @@ def test_a_graph_that_is_none_names_engine_and_file(tmp_path, name):
         load(bundle, name)
 
 
-def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch):
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        (True, "pip install cuda-bindings"),
+        (False, "pip install 'reidkit[tensorrt]' --extra-index-url https://pypi.nvidia.com"),
+    ],
+)
+def test_tensorrt_without_the_bindings_of_cuda(make_bundle, monkeypatch, library, command):
     def missing(name):
         raise ModuleNotFoundError("No module named 'cuda.bindings'", name="cuda.bindings")
 
+    bundle = make_bundle()
     monkeypatch.setattr(runtime.importlib, "import_module", missing)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object() if library else None)
     with pytest.raises(RuntimeMissing) as caught:
-        load(make_bundle(), "tensorrt")
-    assert str(caught.value) == "cuda-bindings is not installed\n  to do: pip install cuda-bindings"
+        load(bundle, "tensorrt")
+    assert str(caught.value) == f"cuda-bindings is not installed\n  to do: {command}"
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def _warn_of_failing(bundle: Bundle, rows: Sequence[Parity], instead: str, *, tr
     others = ["--keep-float LAYER"]
     others += [] if trained else ["other pictures (--calibration)", "another --method"]
     others += [] if trained or searched else ["--search"]
-    cost = f" {' and '.join(ways)} says what they cost on real pictures;" if ways else ""
+    cost = f" What they cost on real pictures is told by {' and '.join(ways)};" if ways else ""
     console.warn(
         f"{bundle.path.name} now has int8 graphs that fail{instead}.{cost} to quantise it otherwise, there is "
         f"{', '.join(others)}"

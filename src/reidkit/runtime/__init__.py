@@ -146,7 +146,9 @@ def load(
         module = importlib.import_module(engine.module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "cuda":
-            raise RuntimeMissing("cuda-bindings is not installed", fix="pip install cuda-bindings") from error
+            alone = importlib.util.find_spec(engine.library) is not None  # or the engine's own extra brings both
+            fix = "pip install cuda-bindings" if alone else install_command(engine.extra)
+            raise RuntimeMissing("cuda-bindings is not installed", fix=fix) from error
         if error.name != engine.library:
             raise  # our own typo, or a broken installation: never "please install"
         raise RuntimeMissing(f"{engine.library} is not installed", fix=install_command(engine.extra)) from error
