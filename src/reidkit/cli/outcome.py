@@ -165,11 +165,11 @@ def _quantized(run: Path, bundle: Bundle, split: Split) -> Bundle:
     if ranges is None:
         return bundle
     from reidkit.deploy.quantize.pictures import pictures_of
-    from reidkit.deploy.quantize.quantize import kept_in_float, quantize, trained_table
+    from reidkit.deploy.quantize.quantize import quantize, trained_table
 
     with console.progress_bar("seeing what training did not round") as progress:
-        table = trained_table(bundle, ranges, pictures_of(split), progress=progress)
-        return quantize(bundle, kept_in_float(table, load_floats(checkpoint)))
+        floats = load_floats(checkpoint)
+        return quantize(bundle, trained_table(bundle, ranges, pictures_of(split), floats=floats, progress=progress))
 
 
 def _hold_tensorrt_graph(bundle: Bundle, outcome: Outcome) -> None:

@@ -196,7 +196,7 @@ def _learned(
 ) -> Calibration:
     """The table by what a run has in its checkpoint: its ranges, and the layers that it kept in float."""
     from reidkit.deploy.quantize.calibrate import IMAGES
-    from reidkit.deploy.quantize.quantize import kept_in_float, trained_table
+    from reidkit.deploy.quantize.quantize import trained_table
     from reidkit.models.checkpoint import load_floats, load_ranges
 
     checkpoint = checkpoint_file(run)
@@ -212,16 +212,16 @@ def _learned(
             fix=f"reid export {run} --out NAME.reid, and quantise that",
         )
     with console.progress_bar("seeing what training did not round") as progress:
-        table = trained_table(
+        return trained_table(
             bundle,
             learned,
             pictures,
+            floats=load_floats(checkpoint),
             images=IMAGES if images is None else images,
             seed=seed,
             threads=threads,
             progress=progress,
         )
-    return kept_in_float(table, load_floats(checkpoint))
 
 
 def _pictures(root: Path, subset: Subset | None, data_format: str | None, variant: str | None) -> "Pictures":

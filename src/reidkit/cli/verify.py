@@ -93,7 +93,8 @@ def verify(
 
 def _is_rounded(row: Parity, bundle: Bundle) -> bool:
     """Whether it may be drawn crops that are far off, so that what rounding costs has to be seen on real ones."""
-    return row.precision == "int8" != bundle.manifest.precision and math.isfinite(row.mean_rel + row.mean_cosine)
+    quantised = row.precision == "int8" and bundle.manifest.precision != "int8"
+    return quantised and math.isfinite(row.mean_rel) and math.isfinite(row.mean_cosine)
 
 
 def _reference(bundle: Bundle) -> Way:

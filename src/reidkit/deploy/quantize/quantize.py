@@ -119,6 +119,7 @@ def trained_table(
     learned: Mapping[str, Range],
     pictures: Pictures,
     *,
+    floats: Collection[str] = (),
     images: int = IMAGES,
     seed: int = 0,
     threads: int | None = None,
@@ -133,6 +134,7 @@ def trained_table(
         bundle: of the trained network.
         learned: ranges by grid, as `placement.rounded_layers` names them.
         pictures: that were trained on, to see the other values on.
+        floats: names of the layers that training kept in float.
         images: how many of the pictures.
         seed: that chooses those.
         threads: that the graph runs on, and that decode.
@@ -147,7 +149,7 @@ def trained_table(
         raise BundleError(f"{bundle.path.name} has no grid of this name", got=", ".join(unknown[:5]))
     ranges = {value: learned[name] for value, name in names.items() if name in learned}
     seen = observe(bundle, pictures, images=images, seed=seed, threads=threads, progress=progress)
-    return calibration_of(bundle, seen, "qat", learned=ranges)
+    return kept_in_float(calibration_of(bundle, seen, "qat", learned=ranges), floats)
 
 
 def _serialized(model: onnx.ModelProto, kind: EngineKind, table: Calibration) -> bytes:
